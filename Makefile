@@ -1,0 +1,51 @@
+# `make demo` shows the whole way on this computer; `make test` checks the project. Debian 12, root, apt and PyPI suffice.
+SHELL := /bin/bash -eo pipefail
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := -m pip --disable-pip-version-check --quiet
+MACHINE_PACKAGES := iproute2 iptables mmdebstrap openssh-client systemd-container
+CODE := provision mlaas4hep tests benchmarks examples
+
+.PHONY: demo setup machine-packages lint test lock clean
+
+demo: machine-packages
+	bash examples/demo.sh
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: locks/dev.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP) install --require-hashes -r locks/dev.txt
+	$(BIN)/python $(PIP) install --no-deps --no-build-isolation --editable .
+	touch $@
+
+# what `provision create --cloud local` needs; elsewhere than on Debian as root it is left to the user
+machine-packages:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  missing=$$(for p in $(MACHINE_PACKAGES); do dpkg-query -W -f '' $$p 2>/dev/null || echo $$p; done); \
+	  [ -z "$$missing" ] || { echo "Installing: $$missing"; apt-get update -qq; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; \
+	fi
+
+lint: setup
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/yamllint --strict playbooks roles molecule requirements.yml
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline
+
+test: setup machine-packages lint
+	$(BIN)/pytest
+
+# versions and hashes only: no address of any index goes into a lock file
+COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
+lock: setup
+	$(COMPILE) --extra keras --output-file locks/platform.txt
+	$(COMPILE) --extra keras-gpu --constraints locks/platform.txt --output-file locks/platform-gpu.txt
+	$(COMPILE) --extra provision --extra data --constraints locks/platform.txt --output-file locks/laptop.txt
+	$(COMPILE) --extra provision --extra keras --group dev --constraints locks/platform.txt --output-file locks/dev.txt
+
+clean:
+	rm -rf $(VENV) .demo dist .mypy_cache .ruff_cache .pytest_cache .ansible

@@ -1,0 +1,127 @@
+"""`provision create`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from provision.cli.context import console, home
+from provision.errors import UsageError
+
+if TYPE_CHECKING:
+    from provision.plan import Plan
+
+
+def create(
+    name: str = typer.Argument("", help="Name of the platform; it becomes the host name and the name for ssh."),
+    spec: Path | None = typer.Option(
+        None, "--spec", "-f", help="YAML file with the fields below; options win over it."
+    ),
+    cloud: str | None = typer.Option(None, help="local, ssh:USER@HOST[:PORT], or an entry of clouds.yaml.  [local]"),
+    cpus: int | None = typer.Option(None, help="CPUs at least.  [2]"),
+    memory: str | None = typer.Option(None, help="Memory at least, for instance 8GB.  [4GB]"),
+    disk: str | None = typer.Option(None, help="Disk at least.  [20GB]"),
+    gpu: str | None = typer.Option(None, metavar="[MODEL][:N]", help="GPUs: T4, A100:2, any, 2.  [none]"),
+    image: str | None = typer.Option(None, help="Name or id of an image.  [the newest that the roles serve]"),
+    network: str | None = typer.Option(None, help="Name or id of a network.  [the project's own, or a new one]"),
+    ports: list[int] | None = typer.Option(None, help="TCP port to open beside SSH; may be repeated."),
+    ttl: str | None = typer.Option(None, help="Power the machine off after this time: 12h, 7d, 2w.  [never]"),
+    jump: str | None = typer.Option(
+        None, metavar="USER@HOST[:PORT]", help="Jump host through which the machine is reached."
+    ),
+    framework: str | None = typer.Option(None, help="Released version or wheel of the framework.  [this toolkit's]"),
+    bare: bool = typer.Option(False, "--bare", help="The machine only: apply no roles."),
+    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan and end."),
+    as_json: bool = typer.Option(False, "--json", help="Print plan or record as JSON on standard output."),
+) -> None:
+    """Create a platform, or go on with a creation that was interrupted.
+
+    Shows what will be made, which flavor and image were chosen and why, and the quota; asks once.
+    """
+    from provision.plan import make_plan
+    from provision.spec import make_spec, read_spec
+
+    wishes = read_spec(spec) if spec else {}
+    given = {
+        "name": name or None,
+        "cloud": cloud,
+        "cpus": cpus,
+        "memory": memory,
+        "disk": disk,
+        "gpu": gpu,
+        "image": image,
+        "network": network,
+        "ports": ports or None,
+        "ttl": ttl,
+        "jump": jump,
+        "framework": framework,
+    }
+    wishes |= {field: value for field, value in given.items() if value is not None}
+    if "name" not in wishes:
+        raise UsageError("The platform has no name.", "Write `provision create NAME`, or a name in the spec file.")
+    wanted = make_spec(wishes)
+    out = console()
+    with home().folder(wanted.name).lock():
+        plan = make_plan(wanted, home(), bare)
+        if dry_run:
+            out.emit(as_data(plan)) if as_json else show(plan)
+            return
+        if not plan.resumed and not (as_json and yes):
+            show(plan)
+        if not plan.resumed and not yes and not out.confirm("Create this platform?"):
+            raise UsageError("Nothing was created.", "Answer y, or give --yes where there is no terminal.")
+        out.say(f"{'Going on with' if plan.resumed else 'Creating'} {wanted.name}")
+        record = plan.execute(out)
+    if as_json:
+        out.emit(record.model_dump(mode="json"))
+        return
+    where = record.access.host if record.access else ""
+    out.say(f"\n{record.name} is {record.state} at {where}.")
+    out.say(f"  ssh {record.name}                       log in")
+    if record.state == "ready":
+        out.say(f"  provision train {record.name} FOLDER    train a model there")
+    out.say(f"  provision delete {record.name}          remove everything that was made")
+
+
+def show(plan: Plan) -> None:
+    """The plan for people: facts, what was considered, quota, steps."""
+    out = console()
+    spec = plan.platform.spec
+    out.data(f"Platform {spec.name} on {spec.cloud}")
+    for name, value in plan.offer.facts.items():
+        out.data(f"  {name}: {value}")
+    if plan.offer.choices:
+        out.data("\nConsidered:")
+        rows = [("*" if c.chosen else "", c.kind, c.name, c.properties, c.verdict) for c in plan.offer.choices]
+        out.table(["", "kind", "name", "what it is", "verdict"], rows)
+    if plan.offer.quotas:
+        out.data("\nQuota:")
+        quotas = plan.offer.quotas
+        lines = [(q.name, q.used, q.used + q.needed, "unlimited" if q.limit is None else q.limit) for q in quotas]
+        out.table(["", "used now", "afterwards", "limit"], lines)
+    minutes = max(1, round(plan.seconds / 60))
+    out.data(f"\nSteps (about {minutes} min in all):")
+    for number, step in enumerate(plan.steps(lambda _: None), start=1):
+        out.data(f"  {number:>2}. {step.title}")
+    if spec.ttl:
+        out.data(f"\nIt powers itself off {spec.ttl} after its creation; deleting stays yours.")
+
+
+def as_data(plan: Plan) -> dict[str, Any]:
+    """The plan for scripts."""
+    return {
+        "spec": plan.platform.spec.model_dump(mode="json"),
+        "facts": plan.offer.facts,
+        "considered": [vars(choice) for choice in plan.offer.choices],
+        "quota": [vars(quota) for quota in plan.offer.quotas],
+        "steps": [{"key": s.key, "title": s.title, "seconds": s.seconds} for s in plan.steps(lambda _: None)],
+        "resumed": plan.resumed,
+    }
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(create)

@@ -1,0 +1,146 @@
+"""`provision train, jobs, logs, cancel, fetch, predict`."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from provision.cli.context import connected, console
+from provision.errors import ProvisionError, UsageError
+
+_NAME = typer.Argument(help="Name of the platform.")
+_JOB = typer.Argument("", help="Id of the job.  [the newest]")
+_JSON = typer.Option(False, "--json", help="Print JSON on standard output.")
+
+
+def train(
+    name: str = _NAME,
+    folder: Path = typer.Argument(
+        help="Folder with files.txt, labels.txt, model.py, params.json and, if not remote, the data."
+    ),
+    detach: bool = typer.Option(False, "--detach", "-d", help="Return when the training has started."),
+    as_json: bool = _JSON,
+) -> None:
+    """Send a folder, train on the platform, and show log and progress; the training survives a lost connection."""
+    from provision import jobs as remote_jobs
+
+    out = console()
+    with connected(name) as remote:
+        with out.stage(f"sending {folder}"):
+            job = remote_jobs.submit(remote, folder, _job_name(folder))
+        out.say(f"Job {job['id']} on {name}; `provision logs -f {name} {job['id']}` follows it again.")
+        if not detach:
+            job = remote_jobs.follow(remote, str(job["id"]), out.data if not as_json else out.say)
+    if as_json:
+        out.emit(job)
+    if not detach:
+        _finish(name, job)
+
+
+def _job_name(folder: Path) -> str:
+    words = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name).strip("-_")[:40]
+    return words or "job"
+
+
+def _finish(name: str, job: dict[str, Any]) -> None:
+    if job["state"] != "finished":
+        reason = str(job.get("reason") or "no reason told").rstrip(".")
+        raise ProvisionError(
+            f"The job {job['id']} is {job['state']}: {reason}.", f"`provision logs {name} {job['id']}` shows all."
+        )
+    console().say(f"Job {job['id']} is finished; `provision fetch {name} {job['id']}` brings the model.")
+
+
+def list_jobs(name: str = _NAME, as_json: bool = _JSON) -> None:
+    """List the platform's jobs with their states."""
+    from provision import jobs as remote_jobs
+
+    with connected(name) as remote:
+        found = remote_jobs.listing(remote)
+    if as_json:
+        console().emit(found)
+    elif found:
+        columns = ["id", "state", "submitted", "reason"]
+        console().table(columns, [[job.get(column) or "" for column in columns] for job in found])
+    else:
+        console().say(f"There is no job on {name} yet; `provision train {name} FOLDER` starts one.")
+
+
+def logs(
+    name: str = _NAME,
+    job: str = _JOB,
+    follow: bool = typer.Option(False, "--follow", "-f", help="Go on until the job ends."),
+) -> None:
+    """Show the log of a job."""
+    from provision import jobs as remote_jobs
+
+    out = console()
+    with connected(name) as remote:
+        job = job or remote_jobs.newest(remote)
+        if follow:
+            _finish(name, remote_jobs.follow(remote, job, out.data))
+        else:
+            out.data(remote.run(["sudo", "mlaas4hep", "job", "logs", job]).rstrip("\n"))
+
+
+def cancel(name: str = _NAME, job: str = typer.Argument(help="Id of the job.")) -> None:
+    """End a job."""
+    from provision import jobs as remote_jobs
+
+    with connected(name) as remote:
+        ended = remote_jobs.cancel(remote, job)
+    console().say(f"Job {job} is {ended['state']}.")
+
+
+def fetch(
+    name: str = _NAME,
+    job: str = _JOB,
+    to: Path | None = typer.Option(None, "--to", help="Folder to make.  [the job's id]"),
+) -> None:
+    """Bring the model folder of a finished job to this computer."""
+    from provision import jobs as remote_jobs
+
+    with connected(name) as remote:
+        job = job or remote_jobs.newest(remote)
+        target = to or Path(job)
+        with console().stage(f"fetching {job} into {target}"):
+            remote_jobs.fetch(remote, job, target)
+
+
+def predict(
+    name: str = _NAME,
+    event: str = typer.Argument(
+        help="JSON file with an event by branch name (raw values, jagged ones as lists), or - for standard input."
+    ),
+    job: str = typer.Option("", "--job", help="Id of the job whose model predicts.  [the newest]"),
+) -> None:
+    """Predict an event with a model that was trained on the platform."""
+    from provision import jobs as remote_jobs
+
+    text = _read(event)
+    with connected(name) as remote:
+        console().data(json.dumps(remote_jobs.predict(remote, job or remote_jobs.newest(remote), text)))
+
+
+def _read(event: str) -> str:
+    try:
+        text = sys.stdin.read() if event == "-" else Path(event).read_text(encoding="utf-8")
+        json.loads(text)
+    except OSError as error:
+        raise UsageError(f"The event file {event} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise UsageError(f"The event {event} is no valid JSON: {error}.") from None
+    return text
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(train)
+    app.command("jobs")(list_jobs)
+    for command in (logs, cancel, fetch, predict):
+        app.command()(command)

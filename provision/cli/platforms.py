@@ -1,0 +1,161 @@
+"""`provision list, show, ssh, start, stop, delete, doctor`."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import typer
+
+from provision.cli.context import console, home, open_platform
+from provision.errors import ProvisionError, UsageError
+
+if TYPE_CHECKING:
+    from provision.record import Record
+
+_NAME = typer.Argument(help="Name of the platform.")
+_JSON = typer.Option(False, "--json", help="Print JSON on standard output.")
+
+
+def list_platforms(as_json: bool = _JSON) -> None:
+    """List the platforms that were made from this computer, with the state that their cloud tells now."""
+    rows = []
+    for folder in home().folders():
+        record = folder.load()
+        rows.append({**_summary(record), "machine": _machine_state(record.name)})
+    if as_json:
+        console().emit(rows)
+    elif rows:
+        console().table([*rows[0]], [list(row.values()) for row in rows])
+    else:
+        console().say("There is no platform yet; `provision create NAME` makes one.")
+
+
+def _summary(record: Record) -> dict[str, str]:
+    from provision.record import now
+
+    left = record.expires_at - now() if record.expires_at else None
+    return {
+        "name": record.name,
+        "cloud": record.spec.cloud,
+        "state": record.state,
+        "address": record.access.host if record.access else "",
+        "created": record.created_at.strftime("%Y-%m-%d %H:%M"),
+        "expires": "never" if left is None else "expired" if left < timedelta() else f"in {left}",
+    }
+
+
+def _machine_state(name: str) -> str:
+    try:
+        opened = open_platform(name)
+        return opened.cloud.state(opened.platform)
+    except ProvisionError as error:
+        console().log(str(error))
+        return "unknown"
+
+
+def show(name: str = _NAME, as_json: bool = _JSON) -> None:
+    """Show one platform: wishes, state, address, and every resource that was made for it."""
+    opened = open_platform(name)
+    record = opened.record
+    if as_json:
+        console().emit({**record.model_dump(mode="json"), "machine": _machine_state(name)})
+        return
+    for key, value in {**_summary(record), "machine": _machine_state(name), **record.facts}.items():
+        console().data(f"{key:<10} {value}")
+    console().data("")
+    rows = [
+        (entry.step, entry.state, str(entry.resource or ""), entry.at.strftime("%H:%M:%S"), entry.seconds or "")
+        for entry in record.ledger
+    ]
+    console().table(["step", "state", "resource", "at", "seconds"], rows)
+
+
+def ssh(
+    name: str = _NAME,
+    command: list[str] = typer.Argument(None, help="Command to run there; without one, a login shell."),
+    print_config: bool = typer.Option(False, "--print-config", help="Print the path of the ssh configuration and end."),
+) -> None:
+    """Log in to the platform, or run a command there; `ssh NAME` does the same."""
+    from provision.remote import Remote
+
+    opened = open_platform(name)
+    if opened.record.access is None:
+        raise UsageError(f"The platform {name} has no address yet.", f"Run `provision create {name}` again.")
+    if print_config:
+        console().data(str(opened.folder.ssh_config))
+        return
+    with Remote(opened.folder) as remote:
+        raise SystemExit(remote.interactive(command or []))
+
+
+def start(name: str = _NAME) -> None:
+    """Start the platform's machine, and wait until it can be reached."""
+    from provision.remote import Remote
+
+    opened = open_platform(name)
+    with opened.folder.lock():
+        with console().stage(f"starting {name}"):
+            opened.cloud.start(opened.platform)
+        with console().stage("verified SSH connection"), Remote(opened.folder) as remote:
+            remote.wait(300)
+
+
+def stop(name: str = _NAME) -> None:
+    """Stop the platform's machine; its disk and its address are kept."""
+    opened = open_platform(name)
+    with opened.folder.lock(), console().stage(f"stopping {name}"):
+        opened.cloud.stop(opened.platform)
+
+
+def delete(
+    name: str = _NAME,
+    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be removed and end."),
+    as_json: bool = typer.Option(False, "--json", help="Print what is (or would be) removed as JSON."),
+) -> None:
+    """Remove exactly what was made for the platform, and have the cloud confirm it.
+
+    Models that were not fetched are lost.
+    """
+    from provision.plan import to_remove, undo
+
+    out = console()
+    with home().folder(name).lock():
+        opened = open_platform(name)
+        resources = to_remove(opened.cloud, opened.platform)
+        if as_json:
+            out.emit([resource.model_dump(mode="json") for resource in resources])
+        else:
+            for resource in resources:
+                out.data(f"  {resource}")
+            if not resources:
+                out.data(f"  nothing but the record of {name} on this computer")
+        if dry_run:
+            return
+        if not yes and not out.confirm(f"Remove all this and forget {name}?"):
+            raise UsageError("Nothing was removed.", "Answer y, or give --yes where there is no terminal.")
+        undo(opened.cloud, opened.platform, out)
+    out.say(f"{name} is gone.")
+
+
+def doctor(name: str = typer.Argument("", help="Name of a platform; without one, this computer is examined.")) -> None:
+    """Examine this computer, or a platform from its cloud to its services; exit status 1 when something is wrong."""
+    from provision.doctor import examine_computer, examine_platform
+
+    findings = examine_computer(home())
+    if name:
+        opened = open_platform(name)
+        findings += examine_platform(opened.cloud, opened.platform)
+    console().table(["", "check", "finding"], [("ok" if f.good else "BAD", f.check, f.words) for f in findings])
+    if bad := [finding for finding in findings if not finding.good]:
+        raise ProvisionError(
+            f"{len(bad)} of {len(findings)} checks found something wrong: {bad[0].check}.", bad[0].remedy
+        )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("list")(list_platforms)
+    for command in (show, ssh, start, stop, delete, doctor):
+        app.command()(command)

@@ -1,0 +1,149 @@
+"""The contract of a cloud: a few verbs, so that plan, undo and resume are written once for all clouds."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from provision.record import Access, Folder, Record, Resource
+from provision.spec import PlatformSpec
+
+MachineState = Literal["running", "stopped", "starting", "error", "missing"]
+
+LOGIN_USER = "physicist"
+"""The account, with password-less sudo, of every machine that the toolkit makes."""
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What a cloud needs to know of the platform that it makes or removes.
+
+    `public_key` and `host_public_key` are OpenSSH lines; `host_private_key` is the private half of the host key of the
+    first contact (OpenSSH PEM), empty once the machine has a key of its own.
+    """
+
+    record: Record
+    folder: Folder
+    public_key: str = ""
+    host_private_key: str = ""
+    host_public_key: str = ""
+
+    @property
+    def spec(self) -> PlatformSpec:
+        """The wishes."""
+        return self.record.spec
+
+    @property
+    def uid(self) -> str:
+        """The mark of the platform's resources."""
+        return self.record.uid
+
+    @property
+    def name(self) -> str:
+        """The platform's name."""
+        return self.record.name
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a plan.
+
+    `find` asks the cloud itself whether the step is done and returns its resource, or None; `make` does it. Both may be
+    called again after a kill at any moment: `make` is only called when `find` returned None.
+    """
+
+    key: str
+    title: str
+    seconds: int
+    find: Callable[[], Resource | None]
+    make: Callable[[], Resource]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A candidate that was considered (a flavor, an image) and, if it was not taken, why not."""
+
+    kind: str
+    name: str
+    properties: str
+    verdict: str
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Quota:
+    """Use of one quota; `limit` is None when it is unlimited or unknown."""
+
+    name: str
+    limit: int | None
+    used: int
+    needed: int
+
+    @property
+    def exceeded(self) -> bool:
+        """True when the platform does not fit."""
+        return self.limit is not None and self.used + self.needed > self.limit
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a cloud offers for a spec: the outcome of all checks, before anything is written.
+
+    `facts` are lines for the plan (`flavor` -> `m1.small: 1 CPU, 1 GB, 10 GB`); `values` are the cloud's own, for its
+    steps.
+    """
+
+    facts: dict[str, str] = field(default_factory=dict)
+    choices: tuple[Choice, ...] = ()
+    quotas: tuple[Quota, ...] = ()
+    values: dict[str, str] = field(default_factory=dict)
+
+
+class Cloud(ABC):
+    """One cloud, region or computer that can hold platforms."""
+
+    kind: str
+    host_key_in_user_data = False
+    """True when the first host key was handed over through the cloud, so that the machine has to make another."""
+
+    @abstractmethod
+    def check(self, spec: PlatformSpec) -> Offer:
+        """Check credentials, quota and requirements; choose. Writes nothing.
+
+        Asked once for a platform: a creation that is resumed goes on with what was chosen. Raises ProvisionError or
+        UsageError with the remedy.
+        """
+
+    @abstractmethod
+    def steps(self, platform: Platform, offer: Offer) -> list[Step]:
+        """The ordered steps from nothing to a machine that boots."""
+
+    @abstractmethod
+    def access(self, platform: Platform) -> Access:
+        """Where the machine listens for SSH, once all steps are done."""
+
+    @abstractmethod
+    def discover(self, platform: Platform) -> list[Resource]:
+        """Every resource in the cloud that bears the platform's mark, in the order in which it was made."""
+
+    @abstractmethod
+    def remove(self, platform: Platform, resource: Resource) -> None:
+        """Remove one resource and return when the cloud confirms that it is gone; one that is gone already is fine."""
+
+    @abstractmethod
+    def state(self, platform: Platform) -> MachineState:
+        """The machine's state, asked of the cloud now."""
+
+    @abstractmethod
+    def start(self, platform: Platform) -> None:
+        """Start the machine and return when the cloud says that it runs."""
+
+    @abstractmethod
+    def stop(self, platform: Platform) -> None:
+        """Stop the machine and return when the cloud says that it does not run any more."""
+
+    def console(self, platform: Platform) -> str:
+        """The end of the machine's console log, or nothing where the cloud gives none."""
+        return ""

@@ -1,0 +1,167 @@
+"""Runs playbooks over SSH with ansible-runner and turns its events into progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from provision.errors import ProvisionError
+from provision.framework import Framework, digest_of
+from provision.record import Folder, Record
+from provision.remote import clean_environment
+from provision.share import share
+
+MARKER = "/etc/mlaas4hep/platform.json"
+"""Written by the playbook as its last task: the machine itself says what it was configured with."""
+
+
+@dataclass
+class PlaybookResult:
+    """What a playbook did: counts a state, and seconds a task."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    changed_tasks: list[str] = field(default_factory=list)
+
+
+def platform_variables(record: Record, framework: Framework) -> dict[str, Any]:
+    """The variables of `platform.yml` for this platform; the one place where a spec becomes role inputs."""
+    locks = share() / "locks"
+    gpu = record.spec.gpu is not None
+    variables: dict[str, Any] = {
+        "platform_name": record.name,
+        "platform_uid": record.uid,
+        "base_expires_at": record.expires_at.strftime("%Y-%m-%d %H:%M:%S UTC") if record.expires_at else "",
+        "mlaas4hep_gpu": gpu,
+        "mlaas4hep_lock": str(locks / ("platform-gpu.txt" if gpu else "platform.txt")),
+        "mlaas4hep_wheel": str(framework.wheel or ""),
+        "mlaas4hep_version": framework.version,
+    }
+    variables["platform_digest"] = _configuration_digest(variables, framework)
+    return variables
+
+
+def _configuration_digest(variables: dict[str, Any], framework: Framework) -> str:
+    """Digest of roles, playbooks, lock, wheel and variables: when it is on the machine, there is nothing to do."""
+    base = share()
+    files = [p for d in ("playbooks", "roles") for p in sorted((base / d).rglob("*")) if p.is_file()]
+    lock = Path(variables["mlaas4hep_lock"])
+    wheel = digest_of([framework.wheel], framework.wheel.parent) if framework.wheel else framework.version
+    words = {k: v for k, v in variables.items() if k not in {"mlaas4hep_wheel", "mlaas4hep_lock"}}
+    return f"{digest_of([*files, lock], base)}-{wheel}-{digest_text(json.dumps(words, sort_keys=True))}"
+
+
+def digest_text(text: str) -> str:
+    """Short digest of a text."""
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_playbook(
+    folder: Folder, playbook: str, variables: dict[str, Any], progress: Callable[[str], None], check: bool = False
+) -> PlaybookResult:
+    """Run one playbook of the toolkit on the platform.
+
+    `progress` gets the name of each task as it starts. The whole output is kept in the platform's log folder. Raises
+    ProvisionError that names the failed task, its message and the log file.
+    """
+    import ansible_runner
+
+    base = share()
+    folder.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = folder.logs / f"{Path(playbook).stem}-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    result = PlaybookResult()
+    failures: list[tuple[str, str]] = []
+    started: dict[str, float] = {}
+
+    def on_event(event: dict[str, Any]) -> bool:
+        if event.get("stdout"):
+            with log.open("a", encoding="utf-8") as handle:
+                handle.write(f"{event['stdout']}\n")
+        data = event.get("event_data", {})
+        name = _task(data)
+        match event["event"]:
+            case "playbook_on_task_start":
+                started[name] = time.monotonic()
+                progress(name)
+            case "runner_on_ok":
+                result.seconds[name] = time.monotonic() - started.get(name, time.monotonic())
+                if data.get("res", {}).get("changed"):
+                    result.changed_tasks.append(name)
+            case "runner_on_failed" if not data.get("ignore_errors"):
+                failures.append((name, _message(data.get("res", {}))))
+            case "runner_on_unreachable":
+                failures.append((name, f"the machine was not reached: {_message(data.get('res', {}))}"))
+            case "playbook_on_stats":
+                for state in ("ok", "changed", "failures", "skipped", "dark"):
+                    result.counts[state] = sum(data.get(state, {}).values())
+        return False
+
+    with tempfile.TemporaryDirectory(prefix="provision-") as private:
+        run = ansible_runner.run(
+            private_data_dir=private,
+            playbook=str(base / "playbooks" / playbook),
+            inventory=_inventory(folder),
+            extravars=variables,
+            envvars=_environment(base, folder),
+            cmdline="--check" if check else None,
+            event_handler=on_event,
+            quiet=True,
+        )
+    if run.rc != 0:
+        task, message = failures[0] if failures else ("the playbook", f"it ended with status {run.rc}")
+        raise ProvisionError(
+            f"Configuring {folder.name} failed in the task {task!r}: {message}.",
+            f"The log is {log}; the same command again goes on from there.",
+        )
+    return result
+
+
+def _task(data: dict[str, Any]) -> str:
+    name = str(data.get("task", ""))
+    role = data.get("role")
+    return name if not role or name.startswith(f"{role} :") else f"{role} : {name}"
+
+
+def _message(result: dict[str, Any]) -> str:
+    for key in ("stderr", "msg", "stdout", "reason"):
+        text = str(result.get(key) or "").strip()
+        if text:
+            lines = text.splitlines()
+            return lines[-1].strip().rstrip(".")[:500]
+    return "no message"
+
+
+def _inventory(folder: Folder) -> dict[str, Any]:
+    host = {
+        "ansible_python_interpreter": "/usr/bin/python3",
+        "ansible_ssh_common_args": f'-F "{folder.ssh_config}"',
+        "ansible_become": True,
+    }
+    return {"platform": {"hosts": {folder.name: host}}}
+
+
+def _environment(base: Path, folder: Folder) -> dict[str, str]:
+    """Ansible's settings, whatever the user's own ansible.cfg says; its programs are those beside this Python."""
+    del folder
+    programs = Path(sys.executable).parent
+    return {
+        **{k: v for k, v in clean_environment().items() if k in {"HOME", "LANG", "SSH_AUTH_SOCK", "TMPDIR", "USER"}},
+        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "LC_ALL": "C.UTF-8",
+        "ANSIBLE_CONFIG": os.devnull,
+        "ANSIBLE_ROLES_PATH": str(base / "roles"),
+        "ANSIBLE_PIPELINING": "True",
+        "ANSIBLE_HOST_KEY_CHECKING": "True",
+        "ANSIBLE_SSH_ARGS": "-o ControlMaster=auto -o ControlPersist=30s",
+        "ANSIBLE_RETRY_FILES_ENABLED": "False",
+        "ANSIBLE_NOCOLOR": "True",
+    }

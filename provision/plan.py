@@ -1,0 +1,317 @@
+"""The plan: ordered, costed steps from a spec to a ready platform, and back.
+
+The same list is shown, executed, resumed and undone. Each step first asks the cloud, or the machine, whether it is
+done; the ledger says `intended` before anything is made. A kill at any moment leaves what the next command completes or
+removes.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from provision import __version__
+from provision.clouds import open_cloud
+from provision.clouds.base import Cloud, Offer, Platform, Step
+from provision.configure import MARKER, platform_variables, run_playbook
+from provision.errors import ProvisionError, UsageError
+from provision.framework import find_framework
+from provision.record import Folder, Home, Record, Resource, new_uid, now
+from provision.remote import (
+    ConnectionLostError,
+    Remote,
+    include_in_user_config,
+    make_key,
+    write_known_hosts,
+    write_ssh_config,
+)
+from provision.spec import PlatformSpec
+
+SSH_SECONDS = 300
+_HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
+
+
+class Stage(Protocol):
+    """Where a step in progress tells what it is doing."""
+
+    def note(self, text: str) -> None:
+        """Show what is happening now."""
+
+
+class Progress(Protocol):
+    """Shows the steps as they are taken."""
+
+    def stage(self, title: str) -> AbstractContextManager[Stage]:
+        """A step: shown while it lasts, and kept as a line with its duration."""
+
+    def skipped(self, title: str) -> None:
+        """A step that was done already."""
+
+
+@dataclass
+class Plan:
+    """The steps for one platform; nothing has been written when it is made."""
+
+    cloud: Cloud
+    platform: Platform
+    offer: Offer
+    bare: bool
+    resumed: bool
+
+    @property
+    def record(self) -> Record:
+        """The platform's record."""
+        return self.platform.record
+
+    @property
+    def seconds(self) -> int:
+        """What the steps usually take in all."""
+        return sum(step.seconds for step in self.steps(lambda _: None))
+
+    def steps(self, note: Callable[[str], None]) -> list[Step]:
+        """All steps; those of the cloud, then those on the machine."""
+        machine = _MachineSteps(self.cloud, self.platform, note)
+        steps = [*self.cloud.steps(self.platform, self.offer), machine.ssh()]
+        if self.cloud.host_key_in_user_data:
+            steps.append(machine.host_key())
+        if not self.bare:
+            steps.append(machine.configuration())
+        return steps
+
+    def execute(self, progress: Progress) -> Record:
+        """Take every step that is not done yet; returns the record of the ready platform."""
+        record, folder = self.record, self.platform.folder
+        folder.save(record)
+        self.platform = _with_keys(self.cloud, self.platform)
+        stages: list[Stage] = []
+
+        def note(text: str) -> None:
+            stages[-1].note(text)
+
+        for step in self.steps(note):
+            started = time.monotonic()
+            found = step.find()
+            if found is not None:
+                progress.skipped(step.title)
+            else:
+                record.note(step.key, "intended")
+                folder.save(record)
+                with progress.stage(step.title) as stage:
+                    stages.append(stage)
+                    found = step.make()
+            record.note(step.key, "done", found)
+            entry = record.entry(step.key)
+            if entry:
+                entry.seconds = round(time.monotonic() - started, 2)
+            folder.save(record)
+        _forget_first_host_key(folder)
+        record.state = "bare" if self.bare else "ready"
+        folder.save(record)
+        return record
+
+
+def make_plan(spec: PlatformSpec, home: Home, bare: bool = False) -> Plan:
+    """Plan a platform: a new one after all checks, or the rest of one whose creation was interrupted.
+
+    Raises UsageError when the name is taken by a platform with other wishes, and whatever the cloud's checks find.
+    """
+    folder = home.folder(spec.name)
+    cloud = open_cloud(spec.cloud, home)
+    if folder.record_file.exists():
+        record = folder.load()
+        _same_wishes(record, spec)
+        return Plan(
+            cloud, Platform(record, folder), Offer(facts=record.facts, values=record.values), bare, resumed=True
+        )
+    if not bare:
+        find_framework(spec.framework, home.cache)
+    offer = cloud.check(spec)
+    record = Record(
+        name=spec.name,
+        uid=new_uid(),
+        owner=f"{getpass.getuser()}@{socket.gethostname()}",
+        toolkit=__version__,
+        spec=spec,
+        facts=offer.facts,
+        values=offer.values,
+        expires_at=now() + spec.ttl if spec.ttl else None,
+    )
+    return Plan(cloud, Platform(record, folder), offer, bare, resumed=False)
+
+
+def _same_wishes(record: Record, spec: PlatformSpec) -> None:
+    if record.state == "deleting":
+        raise UsageError(
+            f"The platform {record.name} is half deleted.", f"End that first: `provision delete {record.name}`."
+        )
+    if fields := record.spec.differences(spec):
+        raise UsageError(
+            f"The name {record.name} is taken: that platform was created with another {', '.join(fields)}.",
+            f"Choose another name, or delete it first: `provision delete {record.name}`.",
+        )
+
+
+def _with_keys(cloud: Cloud, platform: Platform) -> Platform:
+    """The platform with its keys, made if they are not there; before the machine has one, also its first host key."""
+    folder, record = platform.folder, platform.record
+    public = make_key(folder.key, f"{record.owner} {record.name}")
+    if not folder.known_hosts.exists() and cloud.kind != "existing":
+        host_key = make_key(folder.first_host_key, f"first host key of {record.name}")
+        write_known_hosts(folder, record.uid, host_key)
+    private, host_public = "", ""
+    if folder.first_host_key.exists():
+        private = folder.first_host_key.read_text()
+        host_public = folder.first_host_key.with_suffix(".pub").read_text().strip()
+    return Platform(record, folder, public, private, host_public)
+
+
+def _forget_first_host_key(folder: Folder) -> None:
+    folder.first_host_key.unlink(missing_ok=True)
+    folder.first_host_key.with_suffix(".pub").unlink(missing_ok=True)
+
+
+class _MachineSteps:
+    """The steps on the machine itself, the same for every cloud."""
+
+    def __init__(self, cloud: Cloud, platform: Platform, note: Callable[[str], None]) -> None:
+        self.cloud = cloud
+        self.platform = platform
+        self.note = note
+
+    @property
+    def folder(self) -> Folder:
+        return self.platform.folder
+
+    def ssh(self) -> Step:
+        """The first verified connection, and the ssh configuration for it."""
+        return Step("ssh", "verified SSH connection", 15, self._find_ssh, self._make_ssh)
+
+    def _connect(self) -> None:
+        record = self.platform.record
+        access = self.cloud.access(self.platform)
+        if access != record.access or not self.folder.ssh_config.exists():
+            record.access = access
+            self.folder.save(record)
+            write_ssh_config(self.folder, record.uid, access)
+        include_in_user_config(self.folder.path.parent, wanted=True)
+
+    def _ssh_resource(self) -> Resource:
+        access = self.platform.record.access
+        return Resource(kind="ssh", id=access.host if access else "", name=self.platform.name, ours=False)
+
+    def _find_ssh(self) -> Resource | None:
+        self._connect()
+        with Remote(self.folder) as remote:
+            return self._ssh_resource() if remote.answers() else None
+
+    def _make_ssh(self) -> Resource:
+        try:
+            with Remote(self.folder) as remote:
+                remote.wait(SSH_SECONDS, self._still_running)
+        except ConnectionLostError as error:
+            error.details = _tail(self.cloud.console(self.platform)) or error.details
+            raise
+        return self._ssh_resource()
+
+    def _still_running(self) -> None:
+        state = self.cloud.state(self.platform)
+        if state not in ("running", "starting"):
+            raise ProvisionError(
+                f"The machine of {self.platform.name} is not running any more ({state}).",
+                details=_tail(self.cloud.console(self.platform)),
+            )
+
+    def host_key(self) -> Step:
+        """A host key that only the machine knows, in place of the one that went through the cloud."""
+        return Step("host-key", "host key of the machine's own", 2, self._find_host_key, self._make_host_key)
+
+    def _find_host_key(self) -> Resource | None:
+        if self.folder.first_host_key.exists():
+            return None
+        return Resource(kind="host key", id=self.platform.uid, ours=False)
+
+    def _make_host_key(self) -> Resource:
+        first = self.platform.host_public_key
+        uid, new = self.platform.uid, f"{_HOST_KEY}.next"
+        make = f'test -e {new} || ssh-keygen -q -t ed25519 -N "" -C "" -f {new}; cat {new}.pub'
+        take = f"mv {new} {_HOST_KEY} && mv {new}.pub {_HOST_KEY}.pub && systemctl reload ssh.service"
+        with Remote(self.folder) as remote:
+            public = remote.run(["sudo", "sh", "-c", make]).strip()
+            write_known_hosts(self.folder, uid, first, public)
+            remote.run(["sudo", "sh", "-c", take])
+        write_known_hosts(self.folder, uid, public)
+        with Remote(self.folder) as remote:
+            remote.wait(SSH_SECONDS)
+        _forget_first_host_key(self.folder)
+        return Resource(kind="host key", id=uid, ours=False)
+
+    def configuration(self) -> Step:
+        """All roles applied: GPU driver, XRootD client, framework."""
+        return Step(
+            "configure", "roles: base, GPU driver, XRootD client, framework", 90, self._find_roles, self._make_roles
+        )
+
+    def _variables(self) -> dict[str, object]:
+        record = self.platform.record
+        cache = self.folder.path.parent.parent / "cache"
+        return platform_variables(record, find_framework(record.spec.framework, cache))
+
+    def _find_roles(self) -> Resource | None:
+        with Remote(self.folder) as remote:
+            text = remote.run(["cat", MARKER], check=False)
+        try:
+            digest = json.loads(text or "{}").get("digest")
+        except ValueError:
+            return None
+        wanted = str(self._variables()["platform_digest"])
+        return Resource(kind="configuration", id=wanted, ours=False) if digest == wanted else None
+
+    def _make_roles(self) -> Resource:
+        variables = self._variables()
+        run_playbook(self.folder, "platform.yml", variables, self.note)
+        return Resource(kind="configuration", id=str(variables["platform_digest"]), ours=False)
+
+
+def to_remove(cloud: Cloud, platform: Platform) -> list[Resource]:
+    """What a deletion would remove, in that order: what the cloud says is ours, and what only the ledger knows of."""
+    found = cloud.discover(platform)
+    known = {(resource.kind, resource.id) for resource in found}
+    done = [e.resource for e in platform.record.ledger if e.state == "done" and e.resource and e.resource.ours]
+    resources = [*found, *(resource for resource in done if (resource.kind, resource.id) not in known)]
+    order = [resource.kind for resource in done]
+    return sorted(resources, key=lambda r: order.index(r.kind) if r.kind in order else len(order), reverse=True)
+
+
+def undo(cloud: Cloud, platform: Platform, progress: Progress) -> None:
+    """Remove exactly what was made, have the cloud confirm it, and forget the platform.
+
+    Raises ProvisionError when the cloud still shows something of it; the record stays, and the same command goes on.
+    """
+    record, folder = platform.record, platform.folder
+    record.state = "deleting"
+    folder.save(record)
+    for resource in to_remove(cloud, platform):
+        with progress.stage(f"removing {resource}"):
+            cloud.remove(platform, resource)
+        for entry in record.ledger:
+            if entry.resource == resource:
+                entry.state = "removed"
+        folder.save(record)
+    if left := cloud.discover(platform):
+        raise ProvisionError(
+            f"The cloud still shows {', '.join(str(resource) for resource in left)}.",
+            f"Run `provision delete {platform.name}` again.",
+        )
+    folder.remove()
+    if not list(folder.path.parent.glob("*/record.json")):
+        include_in_user_config(folder.path.parent, wanted=False)
+
+
+def _tail(text: str, lines: int = 25) -> str:
+    return "\n".join(text.strip().splitlines()[-lines:])

@@ -1,0 +1,257 @@
+"""The machine over OpenSSH: keys, verified host keys, the ssh configuration, commands and file transfer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from provision.errors import ProvisionError
+from provision.record import Access, Folder, write_private
+
+CONNECT_SECONDS = 5
+LOST_CONNECTION = 255
+"""Exit status of ssh itself when the connection fails."""
+
+
+class ConnectionLostError(ProvisionError):
+    """The machine could not be reached, or the connection broke."""
+
+
+def make_key(path: Path, comment: str) -> str:
+    """Make an Ed25519 key pair at `path` (mode 600) unless it is there; returns the public OpenSSH line."""
+    public = path.with_name(f"{path.name}.pub")
+    if not public.exists():
+        path.unlink(missing_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)], check=True)
+    return public.read_text().strip()
+
+
+def home_path(path: Path) -> str:
+    """`path` as ssh configurations write it: with `~` when it lies in the home folder, quoted when it has spaces."""
+    text = str(path)
+    with contextlib.suppress(ValueError):
+        text = f"~/{path.relative_to(Path.home())}"
+    return f'"{text}"' if " " in text else text
+
+
+def host_alias(name: str, uid: str) -> str:
+    """The name under which a platform's host key is known: independent of its address."""
+    return f"provision-{name}-{uid}"
+
+
+def write_known_hosts(folder: Folder, uid: str, *keys: str) -> None:
+    """Accept exactly these host keys (OpenSSH public lines) for the platform."""
+    lines = [f"{host_alias(folder.name, uid)} {' '.join(key.split()[:2])}\n" for key in keys]
+    write_private(folder.known_hosts, "".join(lines).encode())
+
+
+def write_ssh_config(folder: Folder, uid: str, access: Access) -> None:
+    """Write the platform's own ssh configuration, with strict checking against its own known_hosts."""
+    identities = access.identities or (home_path(folder.key),)
+    lines = [
+        f"Host {folder.name}",
+        f"  HostName {access.host}",
+        f"  Port {access.port}",
+        f"  User {access.user}",
+        *(f"  IdentityFile {identity}" for identity in identities),
+        f"  IdentitiesOnly {'no' if access.identities else 'yes'}",
+        f"  HostKeyAlias {host_alias(folder.name, uid)}",
+        f"  UserKnownHostsFile {home_path(folder.known_hosts)}",
+        "  GlobalKnownHostsFile none",
+        "  StrictHostKeyChecking yes",
+        "  UpdateHostKeys no",
+        f"  ConnectTimeout {CONNECT_SECONDS}",
+        "  ServerAliveInterval 15",
+        "  ServerAliveCountMax 4",
+    ]
+    if access.jump:
+        # a ProxyCommand, not ProxyJump: the way to the jump host is the user's own, with the user's own configuration
+        lines.append(f"  ProxyCommand ssh -W [%h]:%p ssh://{access.jump}")
+    write_private(folder.ssh_config, ("\n".join(lines) + "\n").encode())
+
+
+def include_in_user_config(folders: Path, wanted: bool, config: Path | None = None) -> None:
+    """Have the user's ssh config include all platforms' configurations (`wanted`), or undo exactly that."""
+    config = config or Path.home() / ".ssh" / "config"
+    line = f"Include {home_path(folders / '*' / 'ssh_config')}\n"
+    text = config.read_text(encoding="utf-8") if config.exists() else ""
+    if (line in text) == wanted:
+        return
+    config.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # first of all lines: an Include below a Host line would hold for that host only.
+    # The configuration may be a link into a folder of dotfiles: what it points to is replaced
+    write_private(config.resolve(), (f"{line}{text}" if wanted else text.replace(line, "")).encode())
+
+
+class Remote:
+    """Commands and files on one machine, over one shared connection for as long as this object is open."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self._sockets = Path(tempfile.mkdtemp(prefix="provision-"))
+        self._options = [
+            *("-F", str(folder.ssh_config)),
+            *("-o", "BatchMode=yes"),
+            *("-o", "ControlMaster=auto", "-o", f"ControlPath={self._sockets}/%C", "-o", "ControlPersist=30"),
+        ]
+
+    def close(self) -> None:
+        """End the shared connection."""
+        self._ssh("-O", "exit", self.folder.name)
+        shutil.rmtree(self._sockets, ignore_errors=True)
+
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ssh(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["ssh", *self._options, *words], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+        )
+
+    def command(self, words: Sequence[str]) -> list[str]:
+        """The full ssh command line for `words` on the machine, quoted for its shell."""
+        return ["ssh", *self._options, self.folder.name, "--", shlex.join(words)]
+
+    def run(self, words: Sequence[str], *, stdin: str | None = None, check: bool = True) -> str:
+        """Run a command to its end and return its standard output.
+
+        Raises ConnectionLostError when the machine is not reached, and RemoteError with what the command printed on
+        its standard error when it fails and `check` is set.
+        """
+        done = subprocess.run(
+            self.command(words), input=stdin or "", capture_output=True, text=True, errors="replace", check=False
+        )
+        self._raise_for(done.returncode, done.stderr, words, check)
+        return done.stdout
+
+    def stream(self, words: Sequence[str], output: Callable[[str], None]) -> int:
+        """Run a command and hand over each line of its output as it comes; returns its exit status."""
+        with subprocess.Popen(
+            self.command(words),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as process:
+            assert process.stdout is not None  # noqa: S101  (asked for above)
+            for line in process.stdout:
+                output(line.rstrip("\n"))
+        return process.returncode
+
+    def send(self, source: Path, target: str) -> None:
+        """Copy the folder `source`, links followed, into the folder `target` of the machine (made anew)."""
+        words = ["sh", "-c", 'rm -rf -- "$1" && mkdir -p -- "$1" && tar -xzf - -C "$1"', "sh", target]
+        with self._tar(source) as archive:
+            done = subprocess.run(self.command(words), stdin=archive, capture_output=True, text=True, check=False)
+        self._raise_for(done.returncode, done.stderr, words, check=True)
+
+    @contextlib.contextmanager
+    def _tar(self, source: Path) -> Iterator[IO[bytes]]:
+        command = ["tar", "-C", str(source), "--dereference", "--exclude-vcs", "-czf", "-", "."]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tar:
+            assert tar.stdout is not None and tar.stderr is not None  # noqa: S101  (asked for above)
+            yield tar.stdout
+            tar.stdout.close()
+            complaint = tar.stderr.read().decode(errors="replace").strip()
+        if tar.returncode:
+            raise ProvisionError(f"The folder {source} could not be packed: {complaint.splitlines()[-1]}.")
+
+    def fetch(self, words: Sequence[str], target: Path) -> None:
+        """Unpack the tar archive that the command prints into `target`, which appears only when it is complete."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+            folder = Path(temporary) / "content"
+            folder.mkdir()
+            with subprocess.Popen(
+                self.command(words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            ) as ssh:
+                tar = subprocess.run(
+                    ["tar", "-x", "--no-same-owner", "-C", str(folder)],
+                    stdin=ssh.stdout,
+                    capture_output=True,
+                    check=False,
+                )
+                assert ssh.stderr is not None  # noqa: S101  (asked for above)
+                complaint = ssh.stderr.read().decode(errors="replace")
+            self._raise_for(ssh.returncode, complaint, words, check=True)
+            if tar.returncode:
+                raise ProvisionError(f"What {self.folder.name} sent could not be unpacked into {target.parent}.")
+            folder.rename(target)
+
+    def _raise_for(self, status: int, complaint: str, words: Sequence[str], check: bool) -> None:
+        complaint = complaint.strip()
+        if status == LOST_CONNECTION:
+            reason = complaint.splitlines()[-1] if complaint else "no reason given"
+            raise ConnectionLostError(
+                f"{self.folder.name} was not reached by SSH: {reason}.",
+                f"`provision doctor {self.folder.name}` looks for the cause.",
+            )
+        if status and check:
+            last = complaint.splitlines()[-1] if complaint else f"exit status {status}"
+            raise RemoteError(last, complaint, status, words)
+
+    def answers(self) -> bool:
+        """True when a verified connection can be made now."""
+        return self._ssh(self.folder.name, "--", "true").returncode == 0
+
+    def wait(self, seconds: float, still_alive: Callable[[], None] = lambda: None) -> None:
+        """Wait until the machine answers; `still_alive` is asked now and then and raises when waiting is in vain.
+
+        Raises ConnectionLostError after `seconds`, with ssh's own words.
+        """
+        end = time.monotonic() + seconds
+        asked = time.monotonic()
+        while True:
+            done = self._ssh(self.folder.name, "--", "true")
+            if done.returncode == 0:
+                return
+            if "Host key verification failed" in done.stderr or "IDENTIFICATION HAS CHANGED" in done.stderr:
+                raise ConnectionLostError(
+                    f"{self.folder.name} answers with a host key that is not its own: nothing was sent to it.",
+                    "Is the address used by another machine? `provision doctor` shows both keys.",
+                )
+            if time.monotonic() > end:
+                reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+                raise ConnectionLostError(f"SSH on {self.folder.name} did not come up in {seconds:.0f} s: {reason}.")
+            if time.monotonic() - asked > CONNECT_SECONDS:
+                still_alive()
+                asked = time.monotonic()
+            time.sleep(0.25)
+
+    def interactive(self, words: Sequence[str]) -> int:
+        """Hand the terminal over to ssh; returns its exit status."""
+        command = [
+            "ssh",
+            "-F",
+            str(self.folder.ssh_config),
+            self.folder.name,
+            *(["--", shlex.join(words)] if words else []),
+        ]
+        return subprocess.run(command, check=False).returncode
+
+
+class RemoteError(ProvisionError):
+    """A command on the machine failed; the message is the last line of its standard error."""
+
+    def __init__(self, message: str, complaint: str, status: int, words: Sequence[str]) -> None:
+        super().__init__(message, details=complaint if "\n" in complaint else "")
+        self.status = status
+        self.words = list(words)
+
+
+def clean_environment() -> dict[str, str]:
+    """The caller's environment without what would lead ssh or Ansible astray."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}

@@ -1,0 +1,90 @@
+"""What a user may wish, and what is said of wishes that make no sense."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from provision.errors import UsageError
+from provision.spec import Gpu, make_spec, read_spec
+
+
+@pytest.mark.parametrize(
+    ("written", "gigabytes"),
+    [("8", 8.0), (8, 8.0), ("8GB", 8.0), ("8 GiB", 8.0), ("512MB", 0.5), ("1.5g", 1.5), ("2T", 2048.0)],
+)
+def test_sizes_are_read_as_binary_gigabytes(written, gigabytes):
+    assert make_spec({"name": "p", "memory": written}).memory == gigabytes
+
+
+@pytest.mark.parametrize(
+    ("written", "duration"),
+    [
+        ("90m", timedelta(minutes=90)),
+        ("12h", timedelta(hours=12)),
+        ("7d", timedelta(days=7)),
+        ("2w", timedelta(weeks=2)),
+    ],
+)
+def test_time_to_live(written, duration):
+    assert make_spec({"name": "p", "ttl": written}).ttl == duration
+
+
+@pytest.mark.parametrize(
+    ("written", "model", "count"),
+    [("T4", "T4", 1), ("A100:2", "A100", 2), (":2", "", 2), ("2", "", 2), (2, "", 2), ("any", "", 1), ("any:3", "", 3)],
+)
+def test_gpu_demands(written, model, count):
+    assert make_spec({"name": "p", "gpu": written}).gpu == Gpu(model=model, count=count)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        ({"name": "Upper"}, "lower-case letters"),
+        ({"name": "-x"}, "begin with a letter"),
+        ({"name": "a" * 31}, "1 to 30"),
+        ({"name": "p", "memory": "lots"}, "'lots' is no size"),
+        ({"name": "p", "ttl": "soon"}, "'soon' is no duration"),
+        ({"name": "p", "ttl": "0h"}, "'0h' is no duration"),
+        ({"name": "p", "gpu": "A100:x"}, "is no GPU demand"),
+        ({"name": "p", "cpus": 0}, "cpus"),
+        ({"name": "p", "ports": [70000]}, "ports.0"),
+        ({"name": "p", "jump": "-oProxyCommand=sh"}, "USER@HOST"),
+        ({"name": "p", "flavour": "big"}, "there is no field 'flavour'"),
+    ],
+)
+def test_wrong_wishes_are_named(wishes, words):
+    with pytest.raises(UsageError) as caught:
+        make_spec(wishes)
+    assert words in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_spec_file_has_the_same_fields_as_the_options(tmp_path: Path):
+    file = tmp_path / "platform.yml"
+    file.write_text("name: higgs\ncpus: 4\nmemory: 16GB\ngpu: T4\nports: [443]\nttl: 3d\n")
+    spec = make_spec(read_spec(file))
+    assert (spec.name, spec.cpus, spec.memory, spec.ports) == ("higgs", 4, 16.0, (443,))
+    assert make_spec(spec.model_dump(mode="json")) == spec
+
+
+@pytest.mark.parametrize(("text", "words"), [("- a\n- b\n", "no mapping"), ("a: [", "no valid YAML")])
+def test_a_broken_spec_file_is_named(tmp_path: Path, text, words):
+    file = tmp_path / "platform.yml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        read_spec(file)
+
+
+def test_a_missing_spec_file_is_named(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"nothing\.yml cannot be read: No such file"):
+        read_spec(tmp_path / "nothing.yml")
+
+
+def test_specs_that_differ_tell_in_what():
+    one, other = make_spec({"name": "p"}), make_spec({"name": "p", "cpus": 8, "gpu": "T4"})
+    assert one.differences(other) == ["cpus", "gpu"]
+    assert one.digest() != other.digest()
