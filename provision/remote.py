@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shlex
 import shutil
 import subprocess
@@ -36,10 +37,14 @@ def make_key(path: Path, comment: str) -> str:
 
 
 def home_path(path: Path) -> str:
-    """`path` as ssh configurations write it: with `~` when it lies in the home folder, quoted when it has spaces."""
+    """`path` as ssh configurations write it: with `~` when it lies in the home folder, quoted when it has spaces.
+
+    OpenSSH takes `~` from the user database and not from `$HOME`, so where the two differ the path is written in full.
+    """
     text = str(path)
-    with contextlib.suppress(ValueError):
-        text = f"~/{path.relative_to(Path.home())}"
+    home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    if home == Path.home() and path.is_relative_to(home):
+        text = f"~/{path.relative_to(home)}"
     return f'"{text}"' if " " in text else text
 
 
@@ -194,7 +199,7 @@ class Remote:
     def _raise_for(self, status: int, complaint: str, words: Sequence[str], check: bool) -> None:
         complaint = complaint.strip()
         if status == LOST_CONNECTION:
-            reason = complaint.splitlines()[-1] if complaint else "no reason given"
+            reason = complaint.splitlines()[-1].rstrip(".") if complaint else "no reason given"
             raise ConnectionLostError(
                 f"{self.folder.name} was not reached by SSH: {reason}.",
                 f"`provision doctor {self.folder.name}` looks for the cause.",
@@ -224,7 +229,7 @@ class Remote:
                     "Is the address used by another machine? `provision doctor` shows both keys.",
                 )
             if time.monotonic() > end:
-                reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+                reason = (done.stderr.strip().splitlines() or ["no answer"])[-1].rstrip(".")
                 raise ConnectionLostError(f"SSH on {self.folder.name} did not come up in {seconds:.0f} s: {reason}.")
             if time.monotonic() - asked > CONNECT_SECONDS:
                 still_alive()

@@ -1,0 +1,319 @@
+"""The cloud `local`: a machine on this computer, a system container with systemd as PID 1.
+
+Its root folder lies in the platform's folder, its network is a namespace of its own, and both bear the platform's uid.
+It shares the kernel with this computer and is no security boundary. See docs/local-machine.md.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from provision.clouds import _computer, _container, _image, _network
+from provision.clouds.base import LOGIN_USER, Cloud, MachineState, Offer, Platform, Quota, Step
+from provision.errors import ProvisionError, UsageError
+from provision.record import Access, Folder, Home, Record, Resource, write_private
+from provision.spec import Gpu, PlatformSpec
+
+CONSOLE_LINES = 60
+
+_DRIVER_LIBRARY = re.compile(r"lib(cuda|nvcuvid|nvoptix|nvidia-[\w-]+)\.so")
+
+
+class LocalCloud(Cloud):
+    """Machines on this computer."""
+
+    kind = "local"
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+
+    @cached_property
+    def recipe(self) -> _image.Recipe:
+        """What the root image is made of, read once."""
+        return _image.Recipe(_computer.release(), _image.read_settings())
+
+    def check(self, spec: PlatformSpec, made: Record | None = None) -> Offer:
+        """See that this computer can make the machine and has room for it; writes nothing."""
+        _check_wishes(spec)
+        _computer.require_maker()
+        recipe = self.recipe
+        if spec.image not in (None, str(recipe.release)):
+            raise UsageError(
+                f"There is no image {spec.image!r} here: a machine on this computer has the computer's release,"
+                f" {recipe.release}.",
+                f"Leave out --image, or write --image {recipe.release}.",
+            )
+        _check_file_system(self.home.path)
+        quotas = _quotas(spec, self.home, made)
+        for quota in quotas:
+            if quota.exceeded:
+                raise ProvisionError(
+                    f"This computer has not enough for the machine: {quota.name} {quota.limit}, wanted {quota.needed}.",
+                    "Ask for less (--cpus, --memory, --disk) or use another cloud.",
+                )
+        gpus = _gpus(spec.gpu) if spec.gpu else []
+        _network.default_route()
+        space = _network.choose_range(recipe.settings.hosts())
+        return Offer(facts=self._facts(spec, space, gpus), quotas=quotas, values={"range": str(space)})
+
+    def _facts(self, spec: PlatformSpec, space: ipaddress.IPv4Network, gpus: list[_Card]) -> dict[str, str]:
+        cached = self.recipe.path(self.home.cache).exists()
+        image = "cached" if cached else "made of this computer's package sources, about a minute"
+        facts = {
+            "machine": f"system container on this computer: {spec.cpus} CPUs, {spec.memory:g} GB",
+            "image": f"{self.recipe.release}, {image}",
+            "address range": str(space),
+            "limits": f"{_container.limits()}; disk shared with this computer",
+        }
+        if gpus:
+            facts["gpu"] = ", ".join(card.model for card in gpus)
+        if spec.ports:
+            ports = ", ".join(map(str, spec.ports))
+            facts["ports"] = f"{ports}: open to this computer, which alone reaches the machine"
+        return facts
+
+    def steps(self, platform: Platform, offer: Offer) -> list[Step]:
+        """Image, root folder, network, machine."""
+        local = _Local(self, platform)
+        return [
+            Step("image", "Root image", 60, local.find_image, local.make_image),
+            Step("root", "Root folder", 5, local.find_root, local.make_root),
+            Step("network", "Network", 1, local.find_network, lambda: local.make_network(offer.values["range"])),
+            Step("machine", "Boot", 2, local.find_machine, local.make_machine),
+        ]
+
+    def access(self, platform: Platform) -> Access:
+        """The machine's address, once it has one."""
+        wire = _Local(self, platform).wire()
+        if wire is None:
+            raise ProvisionError(
+                f"The machine of {platform.name} has no address yet.", f"Run: provision start {platform.name}"
+            )
+        return Access(host=wire.address, user=LOGIN_USER)
+
+    def discover(self, platform: Platform) -> list[Resource]:
+        """What this computer holds of the platform, complete or not, without a look at the record."""
+        local, uid = _Local(self, platform), platform.uid
+        found = []
+        if any(place.exists() for place in local.places):
+            found.append(local.root_resource())
+        if _network.traces(uid):
+            found.append(Resource(kind="network", id=_network.namespace(uid)))
+        if _container.traces(local.machine):
+            found.append(Resource(kind="machine", id=local.machine.name))
+        return found
+
+    def remove(self, platform: Platform, resource: Resource) -> None:
+        """Remove the machine, its network or its root folder."""
+        local = _Local(self, platform)
+        if resource.kind == "machine":
+            _container.halt(local.machine)
+        elif resource.kind == "network":
+            _network.disconnect(platform.uid)
+        elif resource.kind == "root":
+            local.remove_root()
+        else:
+            raise ProvisionError(f"A machine of this computer has no {resource.kind}; {resource} is left alone.")
+
+    def state(self, platform: Platform) -> MachineState:
+        """As the computer's processes say; `error` is a machine without its systemd-nspawn, which `start` repairs."""
+        local = _Local(self, platform)
+        first, starting = _container.init(local.machine), _container.starting(local.machine)
+        if first:
+            return "running" if starting else "error"
+        if starting:
+            return "starting"
+        return "stopped" if local.find_root() else "missing"
+
+    def start(self, platform: Platform) -> None:
+        """Start the machine; its network is made again where it is gone, as after a restart of this computer."""
+        local = _Local(self, platform)
+        if not local.find_root():
+            raise ProvisionError(
+                f"The machine of {platform.name} is gone: there is no root folder {local.root}.",
+                f"Run: provision delete {platform.name}",
+            )
+        if not local.find_network():
+            _container.halt(local.machine)
+            local.make_network(str(_network.choose_range(self.recipe.settings.hosts())))
+        if not local.find_machine():
+            local.make_machine()
+
+    def stop(self, platform: Platform) -> None:
+        """Shut the machine down; its network stays, so that it keeps its address."""
+        _container.halt(_Local(self, platform).machine)
+
+    def console(self, platform: Platform) -> str:
+        """The end of what the machine has written since it was started."""
+        return _computer.end(_Local(self, platform).machine.console, CONSOLE_LINES)
+
+
+class _Local:
+    """One platform's machine on this computer: where it lies, and its steps."""
+
+    def __init__(self, cloud: LocalCloud, platform: Platform) -> None:
+        self.cloud = cloud
+        self.platform = platform
+        self.uid = platform.uid
+        self.folder = platform.folder.machine
+        self.root = _root(platform.folder)
+        self.machine = _container.Machine(
+            uid=self.uid, root=self.root, network=_network.path(self.uid), console=self.folder / "console.log"
+        )
+
+    def find_image(self) -> Resource | None:
+        image = self.cloud.recipe.path(self.cloud.home.cache)
+        return _shared(image) if image.exists() or self.find_root() else None
+
+    def make_image(self) -> Resource:
+        return _shared(_image.build(self.cloud.recipe, self.cloud.home.cache))
+
+    def root_resource(self) -> Resource:
+        return Resource(kind="root", id=str(self.root))
+
+    def find_root(self) -> Resource | None:
+        return self.root_resource() if _image.marked(self.root, self.uid) else None
+
+    def make_root(self) -> Resource:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        image = _image.build(self.cloud.recipe, self.cloud.home.cache)
+        _image.make_root(image, self.root, self.platform, _network.resolver())
+        return self.root_resource()
+
+    @property
+    def places(self) -> list[Path]:
+        """The machine's folder, and the name that it bears while it is removed: half a root is none."""
+        return [self.folder, self.folder.with_name(f"{self.folder.name}.gone")]
+
+    def remove_root(self) -> None:
+        """Remove the machine's folder; refuses while the machine runs or something is mounted there."""
+        if _container.traces(self.machine):
+            raise ProvisionError(f"{self.folder} is not removed: the machine is still there.", "Stop it first.")
+        folder, gone = self.places
+        _computer.remove_tree(gone)
+        if folder.exists() and not _computer.mounts_below(folder):
+            folder.rename(gone)
+        for place in (folder, gone):
+            _computer.remove_tree(place)
+
+    @property
+    def wire_file(self) -> Path:
+        return self.folder / "network.json"
+
+    def wire(self) -> _network.Wire | None:
+        try:
+            network = json.loads(self.wire_file.read_text())["network"]
+        except FileNotFoundError:
+            return None
+        return _network.Wire(self.uid, ipaddress.IPv4Network(network))
+
+    def network_resource(self, wire: _network.Wire) -> Resource:
+        details = {"address": wire.address, "gateway": wire.gateway, "link": _network.link(self.uid)}
+        return Resource(kind="network", id=_network.namespace(self.uid), details=details)
+
+    def find_network(self) -> Resource | None:
+        wire = self.wire()
+        return self.network_resource(wire) if wire and _network.connected(wire) else None
+
+    def make_network(self, space: str) -> Resource:
+        wire = _network.connect(self.uid, ipaddress.IPv4Network(space), self.wire())
+        write_private(self.wire_file, json.dumps({"network": str(wire.network)}).encode())
+        return self.network_resource(wire)
+
+    def machine_resource(self, first: _computer.Process) -> Resource:
+        details = {"pid": str(first.pid), "start": str(first.start), "boot": _computer.boot_id()}
+        return Resource(kind="machine", id=self.machine.name, details=details)
+
+    def find_machine(self) -> Resource | None:
+        first = _container.init(self.machine)
+        if first and _container.starting(self.machine) and _container.in_network(first, self.machine.network):
+            return self.machine_resource(first)
+        return None
+
+    def make_machine(self) -> Resource:
+        _container.halt(self.machine)
+        _image.replace_file(self.root, "etc/resolv.conf", _network.resolver(), 0o644)
+        spec = self.platform.spec
+        paths = _driver(_gpus(spec.gpu)) if spec.gpu else []
+        return self.machine_resource(_container.boot(self.machine, _container.Share(spec.cpus, spec.memory, paths)))
+
+
+def _root(folder: Folder) -> Path:
+    return folder.machine / "root"
+
+
+def _shared(image: Path) -> Resource:
+    return Resource(kind="image", id=str(image), ours=False)
+
+
+def _check_wishes(spec: PlatformSpec) -> None:
+    if spec.network:
+        raise UsageError(
+            f"A machine on this computer has a network of its own and joins no other ({spec.network!r}).",
+            "Leave out --network.",
+        )
+    if spec.jump:
+        raise UsageError("A machine on this computer is reached directly.", "Leave out the jump host.")
+
+
+def _check_file_system(path: Path) -> None:
+    """Refuse a file system on which a root folder would not work."""
+    place = _computer.existing(path)
+    flags = os.statvfs(place).f_flag
+    wrong = [name for name in ("nosuid", "nodev", "noexec") if flags & getattr(os, f"ST_{name.upper()}")]
+    if wrong:
+        raise ProvisionError(
+            f"{place} is mounted {','.join(wrong)}: a machine's root folder would not work there.",
+            "Set PROVISION_HOME to a folder of another file system.",
+        )
+
+
+def _quotas(spec: PlatformSpec, home: Home, made: Record | None) -> tuple[Quota, ...]:
+    """What the computer has, and what the machine needs of it (whole gigabytes); a root that is there needs no more."""
+    done = made is not None and _image.marked(_root(home.folder(made.name)), made.uid)
+    disk = 0 if done else -int(-spec.disk // 1)
+    return (
+        Quota("CPUs", _computer.cpus(), 0, spec.cpus),
+        Quota("memory (GB)", int(_computer.memory()), 0, -int(-spec.memory // 1)),
+        Quota("free disk (GB)", int(_computer.free_disk(home.path)), 0, disk),
+    )
+
+
+@dataclass(frozen=True)
+class _Card:
+    """A GPU of this computer, as NVIDIA's kernel driver describes it."""
+
+    model: str
+    minor: str
+
+
+def _gpus(wish: Gpu) -> list[_Card]:
+    """The GPUs of this computer that fulfil the demand; raises ProvisionError when there are too few."""
+    cards = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        facts = dict(line.partition(":")[::2] for line in path.read_text().splitlines())
+        card = _Card(facts.get("Model", "").strip(), facts.get("Device Minor", "").strip())
+        if wish.model.lower() in card.model.lower() and Path(f"/dev/nvidia{card.minor}").exists():
+            cards.append(card)
+    if len(cards) < wish.count:
+        raise ProvisionError(
+            f"This computer has {len(cards)} of the wanted GPUs ({wish}) with a loaded NVIDIA driver (/dev/nvidia*).",
+            "Leave out --gpu, or use a cloud that has GPUs.",
+        )
+    return cards[: wish.count]
+
+
+def _driver(cards: list[_Card]) -> list[str]:
+    """Device files of the cards, and the libraries of the driver, which must be of the kernel module's version."""
+    shared = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps")
+    names = [*(f"nvidia{card.minor}" for card in cards), *shared]
+    paths = [f"/dev/{name}" for name in names if Path("/dev", name).exists()]
+    libraries = [line.rpartition("=> ")[2] for line in _computer.run("ldconfig", "-p").splitlines() if "=> " in line]
+    paths += [library for library in libraries if _DRIVER_LIBRARY.match(Path(library).name)]
+    return paths + ["/usr/bin/nvidia-smi"] * Path("/usr/bin/nvidia-smi").exists()

@@ -1,0 +1,111 @@
+"""`--cloud ssh:USER@HOST`: a machine that was there before, here a real sshd on loopback."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from provision.errors import ProvisionError, UsageError
+from provision.plan import make_plan, undo
+from provision.record import Home
+from provision.remote import Remote, make_key
+from provision.spec import PlatformSpec, make_spec
+
+from .conftest import Sshd
+
+
+class Silent:
+    """Progress that nobody looks at."""
+
+    def __init__(self) -> None:
+        self.titles: list[str] = []
+
+    def stage(self, title: str):
+        import contextlib
+
+        self.titles.append(title)
+        return contextlib.nullcontext(self)
+
+    def note(self, text: str) -> None:
+        pass
+
+    def skipped(self, title: str) -> None:
+        self.titles.append(f"there: {title}")
+
+
+@pytest.fixture
+def way(user_home: Path, sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlatformSpec:
+    """The user's own ssh leads to the host: key and known_hosts are the user's."""
+    ssh = user_home / ".ssh"
+    ssh.mkdir(mode=0o700)
+    sshd.admit(make_key(ssh / "id_ed25519", "user"))
+    (ssh / "known_hosts").write_text(sshd.known_hosts_line())
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    # OpenSSH finds its files by the user database: point it to this test's home
+    for name in ("ssh", "ssh-keygen"):
+        options = {
+            "ssh": f"-o IdentityFile={ssh}/id_ed25519 -o UserKnownHostsFile={ssh}/known_hosts",
+            "ssh-keygen": "",
+        }[name]
+        real = shutil.which(name)
+        script = f'#!/bin/sh\ncase " $* " in *" -F "*) exec {real} "$@" ;; esac\nexec {real} {options} "$@"\n'
+        if name == "ssh-keygen":
+            script = f'#!/bin/sh\n[ "$1" = -F ] && exec {real} "$@" -f {ssh}/known_hosts\nexec {real} "$@"\n'
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/sbin:/usr/bin:/sbin:/bin")
+    return make_spec({"name": "lab", "cloud": f"ssh:{sshd.user}@127.0.0.1:{sshd.port}"})
+
+
+needs_sudo = pytest.mark.skipif(shutil.which("sudo") is None, reason="needs sudo on this computer")
+
+
+@needs_sudo
+def test_a_host_is_taken_and_forgotten_without_being_touched(way: PlatformSpec, sshd: Sshd):
+    plan = make_plan(way, Home(), bare=True)
+    record = plan.execute(Silent())
+    folder = Home().folder("lab")
+    with Remote(folder) as remote:
+        assert remote.run(["echo", "hello"]) == "hello\n"
+    assert record.state == "bare"
+    assert record.access is not None and record.access.port == sshd.port
+    again = Silent()
+    make_plan(way, Home(), bare=True).execute(again)
+    assert all(title.startswith("there: ") for title in again.titles)
+    undo(plan.cloud, plan.platform, Silent())
+    assert Home().folders() == []
+    assert sshd.process.poll() is None
+
+
+@needs_sudo
+def test_one_host_is_one_platform(way: PlatformSpec):
+    make_plan(way, Home(), bare=True).execute(Silent())
+    with pytest.raises(UsageError, match="is the platform lab already"):
+        make_plan(way.model_copy(update={"name": "other"}), Home(), bare=True)
+
+
+def test_a_host_whose_key_nobody_has_seen_is_refused(way: PlatformSpec, user_home: Path):
+    (user_home / ".ssh" / "known_hosts").write_text("")
+    with pytest.raises(ProvisionError, match="is not known on this computer") as caught:
+        make_plan(way, Home(), bare=True)
+    assert "compare the fingerprint" in caught.value.remedy
+
+
+def test_a_host_that_does_not_admit_the_user_is_named(way: PlatformSpec, sshd: Sshd):
+    (sshd.folder / "authorized_keys").write_text("")
+    with pytest.raises(ProvisionError, match=r"cannot be used: .*Permission denied"):
+        make_plan(way, Home(), bare=True)
+
+
+@pytest.mark.parametrize("cloud", ["ssh:", "ssh:host", "ssh:-oProxyCommand=x@host", "ssh:a@b;c"])
+def test_a_host_that_is_none_is_a_mistake_of_use(cloud: str, user_home: Path):
+    with pytest.raises(UsageError, match="names no host"):
+        make_plan(make_spec({"name": "p", "cloud": cloud}), Home(), bare=True)
+
+
+def test_wishes_that_an_existing_machine_cannot_fulfil_are_refused(way: PlatformSpec):
+    with pytest.raises(UsageError, match="cannot be chosen"):
+        make_plan(way.model_copy(update={"network": "n"}), Home(), bare=True)
