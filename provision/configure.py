@@ -8,14 +8,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from provision.errors import ProvisionError
 from provision.framework import Framework, digest_of
 from provision.record import Folder, Record
-from provision.remote import clean_environment
 from provision.share import share
 
 MARKER = "/etc/mlaas4hep/platform.json"
@@ -70,8 +69,8 @@ def run_playbook(
 ) -> PlaybookResult:
     """Run one playbook of the toolkit on the platform.
 
-    `progress` gets the name of each task as it starts. The whole output is kept in the platform's log folder. Raises
-    ProvisionError that names the failed task, its message and the log file.
+    `progress` gets the name of each task as it starts. The whole output is kept in the platform's log folder, and the
+    result beside it as JSON. Raises ProvisionError that names the failed task, its message and the log file.
     """
     import ansible_runner
 
@@ -111,11 +110,12 @@ def run_playbook(
             playbook=str(base / "playbooks" / playbook),
             inventory=_inventory(folder),
             extravars=variables,
-            envvars=_environment(base, folder),
+            envvars=_environment(base),
             cmdline="--check" if check else None,
             event_handler=on_event,
             quiet=True,
         )
+    log.with_suffix(".json").write_text(json.dumps(asdict(result), indent=1))
     if run.rc != 0:
         task, message = failures[0] if failures else ("the playbook", f"it ended with status {run.rc}")
         raise ProvisionError(
@@ -149,19 +149,14 @@ def _inventory(folder: Folder) -> dict[str, Any]:
     return {"platform": {"hosts": {folder.name: host}}}
 
 
-def _environment(base: Path, folder: Folder) -> dict[str, str]:
-    """Ansible's settings, whatever the user's own ansible.cfg says; its programs are those beside this Python."""
-    del folder
-    programs = Path(sys.executable).parent
+def _environment(base: Path) -> dict[str, str]:
+    """The toolkit's own ansible.cfg, whatever the user has; Ansible's programs are those beside this Python."""
+    kept = {"HOME", "LANG", "SSH_AUTH_SOCK", "TMPDIR", "USER"}
     return {
-        **{k: v for k, v in clean_environment().items() if k in {"HOME", "LANG", "SSH_AUTH_SOCK", "TMPDIR", "USER"}},
-        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        **{name: value for name, value in os.environ.items() if name in kept},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "LC_ALL": "C.UTF-8",
-        "ANSIBLE_CONFIG": os.devnull,
-        "ANSIBLE_ROLES_PATH": str(base / "roles"),
-        "ANSIBLE_PIPELINING": "True",
+        "ANSIBLE_CONFIG": str(base / "playbooks" / "ansible.cfg"),
         "ANSIBLE_HOST_KEY_CHECKING": "True",
-        "ANSIBLE_SSH_ARGS": "-o ControlMaster=auto -o ControlPersist=30s",
-        "ANSIBLE_RETRY_FILES_ENABLED": "False",
         "ANSIBLE_NOCOLOR": "True",
     }

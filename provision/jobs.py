@@ -35,7 +35,7 @@ def submit(remote: Remote, folder: Path, name: str) -> dict[str, Any]:
     target = f"{INBOX}/provision-{secrets.token_hex(8)}"
     try:
         remote.send(folder, target)
-        return _object(remote.run([*_JOB, "submit", target, "--name", name, "--json"]))
+        return _object(remote.run([*_JOB, "submit", target, "--move", "--name", name, "--json"]))
     finally:
         remote.run(["sudo", "rm", "-rf", "--", target], check=False)
 
@@ -67,15 +67,17 @@ def follow(remote: Remote, job: str, output: Callable[[str], None]) -> dict[str,
     A lost connection is made again, and the log goes on with the line after the last one that was shown.
     """
     shown = 0
-
-    def show(line: str) -> None:
-        nonlocal shown
-        shown += 1
-        output(line)
-
     for _ in range(RECONNECTS):
-        code = remote.stream([*_JOB, "logs", job, "--follow", "--skip", str(shown)], show)
-        if code != LOST_CONNECTION:
+        lines = 0
+
+        def show(line: str) -> None:
+            nonlocal lines, shown
+            lines += 1
+            if lines > shown:
+                shown = lines
+                output(line)
+
+        if remote.stream([*_JOB, "logs", job, "--follow"], show) != LOST_CONNECTION:
             return status(remote, job)
         time.sleep(RECONNECT_SECONDS)
     raise ProvisionError(
@@ -102,8 +104,9 @@ def fetch(remote: Remote, job: str, target: Path) -> None:
 
 
 def predict(remote: Remote, job: str, event: str) -> Any:
-    """Predictions of the job's model for an event (or a list of events) as JSON text."""
-    return json.loads(remote.run([*_JOB, "predict", job, "-"], stdin=event))
+    """Predictions of the job's model for an event (or a list of events) as JSON text, made as the service's user."""
+    model = remote.run([*_JOB, "model", job, "--path"]).strip()
+    return json.loads(remote.run(["sudo", "-u", "mlaas4hep", "mlaas4hep", "predict", model, "-"], stdin=event))
 
 
 def _object(text: str) -> dict[str, Any]:

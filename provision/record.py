@@ -194,8 +194,8 @@ class Home:
 
     @property
     def cache(self) -> Path:
-        """What can be made again: root images of local machines, built wheels."""
-        return self.path / "cache"
+        """What can be made again: root images of local machines, built wheels; `$PROVISION_CACHE` may name another."""
+        return Path(os.environ.get("PROVISION_CACHE") or self.path / "cache")
 
     def folder(self, name: str) -> Folder:
         """The folder of the platform of that name (it need not exist)."""

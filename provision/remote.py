@@ -175,7 +175,7 @@ class Remote:
             raise ProvisionError(f"The folder {source} could not be packed: {complaint.splitlines()[-1]}.")
 
     def fetch(self, words: Sequence[str], target: Path) -> None:
-        """Unpack the tar archive that the command prints into `target`, which appears only when it is complete."""
+        """Unpack the tar.gz of one folder that the command prints as `target`, which appears only when it is complete."""
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
             folder = Path(temporary) / "content"
@@ -184,7 +184,7 @@ class Remote:
                 self.command(words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
             ) as ssh:
                 tar = subprocess.run(
-                    ["tar", "-x", "--no-same-owner", "-C", str(folder)],
+                    ["tar", "-x", "-z", "--strip-components=1", "--no-same-owner", "-C", str(folder)],
                     stdin=ssh.stdout,
                     capture_output=True,
                     check=False,
@@ -255,8 +255,3 @@ class RemoteError(ProvisionError):
         super().__init__(message, details=complaint if "\n" in complaint else "")
         self.status = status
         self.words = list(words)
-
-
-def clean_environment() -> dict[str, str]:
-    """The caller's environment without what would lead ssh or Ansible astray."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}

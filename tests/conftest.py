@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.devcloud.fixtures import openstack_cloud
+
+__all__ = ["openstack_cloud"]
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_cache() -> Iterator[None]:
+    """One cache of root images and wheels for all tests, kept between runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROVISION_CACHE", str(REPOSITORY / ".cache" / "provision"))
+        yield
 
 
 @pytest.fixture
@@ -19,3 +36,75 @@ def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     return home
+
+
+class Command:
+    """The installed command `provision`, run as its user would, in a home of its own."""
+
+    def __init__(self, home: Path, **environment: str) -> None:
+        self.home = home
+        keep = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(("PIP_", "SSL_"))}
+        programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environment = {
+            **keep,
+            "PATH": programs,
+            "HOME": str(home),
+            "PROVISION_HOME": str(home / "provision"),
+            **environment,
+        }
+
+    def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run it and return what it said."""
+        return subprocess.run(
+            ["provision", *words],
+            cwd=self.home,
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def __call__(self, *words: str, **environment: str) -> str:
+        """Run it, expect success, and return its standard output."""
+        done = self.run(*words, **environment)
+        assert done.returncode == 0, f"provision {' '.join(words)}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def fails(self, *words: str, status: int, **environment: str) -> str:
+        """Run it, expect this exit status and no traceback, and return its standard error."""
+        done = self.run(*words, **environment)
+        assert done.returncode == status, f"provision {' '.join(words)}: {done.stdout}{done.stderr}"
+        assert "Traceback" not in done.stdout + done.stderr
+        return done.stderr
+
+    def logs(self) -> str:
+        """All that its log files, records and configurations hold, but for the private keys."""
+        files = [p for p in (self.home / "provision").rglob("*") if p.is_file() and "machine" not in p.parts]
+        return "".join(p.read_text(errors="replace") for p in files if p.name not in ("id_ed25519", "first_host_key"))
+
+
+_KEPT = ("LANG", "CI", "OS_CLIENT_CONFIG_FILE", "REQUESTS_CA_BUNDLE", "PROVISION_CACHE", "TMPDIR", "DEVCLOUD_DIR")
+
+
+@pytest.fixture
+def provision(user_home: Path) -> Command:
+    """The command, in an empty home."""
+    return Command(user_home)
+
+
+class Silent:
+    """Progress that nobody looks at."""
+
+    def __init__(self) -> None:
+        self.titles: list[str] = []
+
+    def stage(self, title: str):
+        self.titles.append(title)
+        return contextlib.nullcontext(self)
+
+    def note(self, text: str) -> None:
+        pass
+
+    def skipped(self, title: str) -> None:
+        self.titles.append(f"there: {title}")

@@ -52,7 +52,10 @@ class Release:
 
 def release() -> Release:
     """This computer's release; raises ProvisionError when machines cannot be made of it."""
-    facts = platform.freedesktop_os_release()
+    try:
+        facts = platform.freedesktop_os_release()
+    except OSError:
+        facts = {}
     system, version = facts.get("ID", ""), facts.get("VERSION_ID", "")
     architecture = _ARCHITECTURES.get(platform.machine(), "")
     supported = system in _OLDEST and re.fullmatch(r"\d+(\.\d+)?", version) and float(version) >= _OLDEST[system]
@@ -140,9 +143,10 @@ def end(log: Path, lines: int = 20) -> str:
     try:
         with log.open("rb") as handle:
             handle.seek(max(0, handle.seek(0, os.SEEK_END) - 16384))
-            return "\n".join(handle.read().decode(errors="replace").splitlines()[-lines:])
+            text = handle.read().decode(errors="replace").replace("\r", "")
     except FileNotFoundError:
         return ""
+    return "\n".join(text.splitlines()[-lines:])
 
 
 def boot_id() -> str:
@@ -163,7 +167,7 @@ class Process:
     def read(cls, pid: int) -> Process | None:
         """The process of that number, or None when there is none or it is dead (a zombie)."""
         try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
         except (FileNotFoundError, ProcessLookupError):
             return None

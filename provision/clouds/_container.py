@@ -149,8 +149,8 @@ def _command(machine: Machine, share: Share) -> list[str]:
     words = [
         *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", f"--machine={machine.name}"),
         *(f"--directory={machine.root}", f"--network-namespace-path={machine.network}"),
-        *("--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=pipe"),
-        *(f"--bind={path}" for path in share.paths),
+        *("--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=read-only"),
+        *(f"--bind{'' if path.startswith('/dev/') else '-ro'}={path}" for path in share.paths),
         "--boot",
     ]
     if _under_systemd():
@@ -171,7 +171,7 @@ def boot(machine: Machine, share: Share) -> Process:
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,
-            env=ENVIRONMENT,
+            env=ENVIRONMENT | {"SYSTEMD_NSPAWN_TMPFS_TMP": "0"},  # /tmp on disk: large installations need room there
             cwd="/",
             check=True,
         )
@@ -209,7 +209,7 @@ def _lives_in(process: Process, place: os.stat_result) -> bool:
 
 def init(machine: Machine) -> Process | None:
     """The machine's PID 1, as this computer sees it, or None when it does not run."""
-    return next((p for p in _residents(machine) if _is_first(p) and "systemd" in p.words[0]), None)
+    return next((p for p in _residents(machine) if _is_first(p) and Path(p.words[0]).name in ("systemd", "init")), None)
 
 
 def _is_first(process: Process) -> bool:

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import tarfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from provision.clouds.base import LOGIN_USER, Platform
 from provision.errors import ProvisionError
 
 BUILD = 1  # raise it when the recipe below changes: cached images become stale
+UNUSED_SECONDS = 30 * 86400
 LOGIN_ID = 1000
 PACKAGES = (
     "systemd-sysv",
@@ -57,6 +59,8 @@ MASKED = (
     "systemd-udevd-kernel.socket",
     "systemd-udevd.service",
 )
+# a third of all files, which a machine does not miss and each unpacking would wait for
+_EXCLUDED = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/info/*")
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 MARK = "etc/provision-platform"
 
@@ -157,7 +161,7 @@ class Recipe:
     @property
     def digest(self) -> str:
         """The same for the same image."""
-        inputs = (BUILD, PACKAGES, MASKED, LOGIN_USER, LOGIN_ID, _SSHD, _JOURNALD, self.release)
+        inputs = (BUILD, PACKAGES, MASKED, _EXCLUDED, LOGIN_USER, LOGIN_ID, _SSHD, _JOURNALD, self.release)
         return hashlib.sha256(repr((inputs, sorted(self.settings.files.items()))).encode()).hexdigest()[:16]
 
     def path(self, cache: Path) -> Path:
@@ -166,7 +170,7 @@ class Recipe:
 
 
 def build(recipe: Recipe, cache: Path) -> Path:
-    """Make the image, unless it is there, and return its path; one build at a time, older images go.
+    """Make the image, unless it is there, and return its path; one build at a time; unused images go.
 
     Raises ProvisionError that names the log.
     """
@@ -183,10 +187,10 @@ def build(recipe: Recipe, cache: Path) -> Path:
         with (work / image.name).open("rb") as made:
             os.fsync(made.fileno())
         (work / image.name).replace(image)
-        for old in cache.glob(f"machine-{recipe.release}-*.tar.zst"):
-            if old != image:
-                old.unlink(missing_ok=True)
         remove_tree(work)
+        for other in cache.glob("machine-*.tar.zst"):
+            if other.stat().st_mtime < time.time() - UNUSED_SECONDS:
+                other.unlink()
     return image
 
 
@@ -217,6 +221,8 @@ def _bootstrap(recipe: Recipe, work: Path, log: Path) -> None:
             '--aptopt=APT::Sandbox::User "root"',  # the cache may lie below a home that is closed to apt's own user
             *(f"--aptopt={path}" for path in options),
             "--dpkgopt=force-unsafe-io",
+            *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED),
+            "--dpkgopt=path-include=/usr/share/doc/*/copyright",
             *(f"--customize-hook={hook}" for hook in hooks),
             recipe.release.codename,
             work / recipe.path(work).name,
@@ -254,6 +260,7 @@ def _write_overlay(files: dict[str, bytes], target: Path) -> None:
 
 def unpack(image: Path, target: Path) -> None:
     """Unpack the image into the empty folder `target`; one that is damaged is removed, to be made again."""
+    image.touch()  # it is in use
     try:
         run(*TIED, "tar", "--zstd", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf", image, "-C", target)
     except ProvisionError as error:

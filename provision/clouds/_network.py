@@ -223,7 +223,7 @@ def connect(uid: str, space: ipaddress.IPv4Network, earlier: Wire | None) -> Wir
         for table, (chain, *rule) in _rules(wire, device):
             run("iptables", "-w", "-t", table, "-I", chain, *rule)
         (CONF / link(uid) / "forwarding").write_text("1\n")
-        _release(uid)
+        _release(uid, but=device)
         _hold(device, uid)
     return wire
 
@@ -295,9 +295,12 @@ def _hold(device: str, holder: str) -> None:
     switch.write_text("1\n")
 
 
-def _release(holder: str) -> None:
+def _release(holder: str, but: str = "") -> None:
+    """Give up what the holder has of other interfaces than `but`; the last one sets the switch back."""
     for kept in STATE.glob(f"forwarding/*/{holder}"):
         state, switch = kept.parent, CONF / kept.parent.name / "forwarding"
+        if state.name == but:
+            continue
         others = [other for other in state.iterdir() if other != kept and not other.name.startswith(".")]
         # when the whole computer forwards now, somebody else has switched that on and needs it
         if not others and switch.exists() and (CONF / "all/forwarding").read_text().strip() == "0":

@@ -66,7 +66,7 @@ class LocalCloud(Cloud):
         cached = self.recipe.path(self.home.cache).exists()
         image = "cached" if cached else "made of this computer's package sources, about a minute"
         facts = {
-            "machine": f"system container on this computer: {spec.cpus} CPUs, {spec.memory:g} GB",
+            "machine": f"system container: {spec.cpus} CPU{'s' * (spec.cpus > 1)}, {spec.memory:g} GB of this computer",
             "image": f"{self.recipe.release}, {image}",
             "address range": str(space),
             "limits": f"{_container.limits()}; disk shared with this computer",
@@ -82,10 +82,16 @@ class LocalCloud(Cloud):
         """Image, root folder, network, machine."""
         local = _Local(self, platform)
         return [
-            Step("image", "Root image", 60, local.find_image, local.make_image),
-            Step("root", "Root folder", 5, local.find_root, local.make_root),
-            Step("network", "Network", 1, local.find_network, lambda: local.make_network(offer.values["range"])),
-            Step("machine", "Boot", 2, local.find_machine, local.make_machine),
+            Step("image", "root image of this computer's packages", 60, local.find_image, local.make_image),
+            Step("root", "root folder", 5, local.find_root, local.make_root),
+            Step(
+                "network",
+                "network namespace, address and NAT",
+                1,
+                local.find_network,
+                lambda: local.make_network(offer.values["range"]),
+            ),
+            Step("machine", "boot of the machine", 2, local.find_machine, local.make_machine),
         ]
 
     def access(self, platform: Platform) -> Access:

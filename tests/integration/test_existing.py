@@ -12,27 +12,9 @@ from provision.plan import make_plan, undo
 from provision.record import Home
 from provision.remote import Remote, make_key
 from provision.spec import PlatformSpec, make_spec
+from tests.conftest import Silent
 
 from .conftest import Sshd
-
-
-class Silent:
-    """Progress that nobody looks at."""
-
-    def __init__(self) -> None:
-        self.titles: list[str] = []
-
-    def stage(self, title: str):
-        import contextlib
-
-        self.titles.append(title)
-        return contextlib.nullcontext(self)
-
-    def note(self, text: str) -> None:
-        pass
-
-    def skipped(self, title: str) -> None:
-        self.titles.append(f"there: {title}")
 
 
 @pytest.fixture

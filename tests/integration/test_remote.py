@@ -137,7 +137,7 @@ def test_a_folder_is_sent_with_links_followed_and_fetched_back(folder: Folder, t
         assert (target / "data.root").read_bytes() == data.read_bytes()
         assert not (target / "data.root").is_symlink()
         back = tmp_path / "back"
-        remote.fetch(["tar", "-C", str(target), "-cf", "-", "."], back)
+        remote.fetch(["tar", "-C", str(tmp_path), "-czf", "-", target.name], back)
     assert (back / "sub" / "model.py").read_text() == "x = 1\n"
 
 

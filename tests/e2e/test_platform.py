@@ -1,0 +1,155 @@
+"""A whole platform: created, trained on, fetched from, deleted; on a real OpenStack and on this computer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY, Command
+from tests.devcloud.fixtures import TestCloud, listing
+
+DATA = REPOSITORY.parent / "shared" / "data"
+
+
+@contextmanager
+def watching_processes(secrets: list[str]) -> Iterator[Callable[[], set[str]]]:
+    """Look at every command line of the computer all the while; gives the secrets that were seen."""
+    seen: set[str] = set()
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    text = path.read_text(errors="replace")
+                except OSError:
+                    continue
+                seen.update(secret for secret in secrets if secret in text)
+            stop.wait(0.05)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda: seen
+    finally:
+        stop.set()
+        thread.join()
+
+
+def training_folder(command: Command, folder: Path) -> tuple[Path, float]:
+    """WW against ZZ of the real data where it is present, else the generated example; and the test AUC to reach."""
+    if not (DATA / "cms_ww.root").exists():
+        subprocess.run(["mlaas4hep", "example-data", folder], env=command.environment, check=True, capture_output=True)
+        return folder, 0.80
+    subprocess.run(["cp", "-r", REPOSITORY / "examples" / "ww_zz", folder], check=True)
+    for name in ("cms_ww.root", "cms_zz.root"):
+        (folder / name).symlink_to(DATA / name)
+    (folder / "files.txt").write_text("cms_ww.root\ncms_zz.root\n")
+    (folder / "labels.txt").write_text("1\n0\n")
+    return folder, 0.81
+
+
+@pytest.mark.cloud
+def test_create_train_fetch_and_delete_on_openstack(user_home: Path, openstack_cloud: TestCloud, tmp_path: Path):
+    provision = Command(user_home, OS_CLIENT_CONFIG_FILE=str(openstack_cloud.config))
+    before = listing(openstack_cloud)
+    # an application credential, as people use it, whose secret is like nothing else
+    cloud = "devcloud-appcred" if openstack_cloud.development else openstack_cloud.name
+    entry = yaml.safe_load(Path(openstack_cloud.config).read_text())["clouds"][cloud]
+    secrets = [v for k, v in entry["auth"].items() if "secret" in k or "password" in k or "token" in k]
+    assert secrets
+    create = ["create", "whole", "--cloud", cloud, "--ttl", "1d", "--yes"]
+    with watching_processes(secrets) as seen:
+        provision(*create)
+        again = provision.run(*create)
+        assert again.returncode == 0 and "  done " not in again.stderr, again.stderr
+
+        folder, auc = training_folder(provision, tmp_path / "training")
+        log = provision("train", "whole", str(folder))
+        assert "AUC" in log
+        model = tmp_path / "model"
+        provision("fetch", "whole", "--to", str(model))
+    metrics = json.loads((model / "metrics.json").read_text())
+    assert metrics["test"]["auc"] >= auc
+    assert json.loads(provision("jobs", "whole", "--json"))[0]["state"] == "finished"
+    assert seen() == set()
+    everything = provision.logs()
+    assert not [secret for secret in secrets if secret in everything]
+    assert "PRIVATE KEY" not in everything
+    provision("delete", "whole", "--yes")
+    assert listing(openstack_cloud) == before
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """A ready platform `here` on this computer, and the command to use it."""
+    home = tmp_path_factory.mktemp("home")
+    provision = Command(home)
+    provision("create", "here", "--cloud", "local", "--disk", "10GB", "--yes")
+    yield provision
+    provision("delete", "here", "--yes")
+
+
+@pytest.mark.machine
+class TestOnThisComputer:
+    """Everything that a physicist does, on one platform of this computer."""
+
+    def test_roles_run_again_change_nothing(self, local: Command):
+        local("ssh", "here", "--", "sudo", "rm", "/etc/mlaas4hep/platform.json")
+        local("create", "here", "--cloud", "local", "--disk", "10GB", "--yes")
+        runs = sorted((local.home / "provision/platforms/here/logs").glob("platform-*.json"))
+        changed = json.loads(runs[-1].read_text())["changed_tasks"]
+        assert [task for task in changed if "record" not in task.lower()] == []
+
+    def test_train_fetch_and_predict(self, local: Command, tmp_path: Path):
+        folder = tmp_path / "higgs"
+        subprocess.run(["mlaas4hep", "example-data", folder, "--events", "6000"], env=local.environment, check=True)
+        log = local("train", "here", str(folder))
+        assert "AUC" in log
+        local("fetch", "here", "higgs_1", "--to", str(tmp_path / "model"))
+        assert json.loads((tmp_path / "model" / "metrics.json").read_text())["test"]["auc"] > 0.75
+        answer = json.loads(local("predict", "here", str(folder / "event.json"), "--job", "higgs_1"))
+        probability = answer["predictions"][0] if isinstance(answer, dict) else answer[0]
+        assert 0.0 <= float(probability if isinstance(probability, float) else probability[0]) <= 1.0
+
+    def test_a_training_goes_on_without_connection_and_can_be_cancelled(self, local: Command, tmp_path: Path):
+        folder = tmp_path / "long"
+        subprocess.run(["mlaas4hep", "example-data", folder, "--events", "6000"], env=local.environment, check=True)
+        parameters = json.loads((folder / "params.json").read_text())
+        (folder / "params.json").write_text(json.dumps({**parameters, "epochs": 100000}))
+        job = json.loads(local("train", "here", str(folder), "--detach", "--json"))
+        assert job["state"] in ("queued", "running")
+        listed = {found["id"]: found["state"] for found in json.loads(local("jobs", "here", "--json"))}
+        assert listed[job["id"]] in ("queued", "running")
+        local("cancel", "here", job["id"])
+        listed = {found["id"]: found["state"] for found in json.loads(local("jobs", "here", "--json"))}
+        assert listed[job["id"]] == "cancelled"
+        complaint = local.fails("fetch", "here", job["id"], status=1)
+        assert "cancelled" in complaint
+
+    def test_a_model_that_raises_ends_with_its_sentence(self, local: Command, tmp_path: Path):
+        folder = tmp_path / "broken"
+        subprocess.run(["mlaas4hep", "example-data", folder, "--events", "2000"], env=local.environment, check=True)
+        (folder / "model.py").write_text("def model(idim):\n    raise ValueError('not today')\n")
+        complaint = local.fails("train", "here", str(folder), status=1)
+        assert "not today" in complaint and "model.py" in complaint
+
+    def test_a_role_that_fails_names_task_and_log(self, local: Command):
+        complaint = local.fails(
+            "create", "here2", "--cloud", "local", "--framework", "0.0.0", "--disk", "10GB", "--yes", status=1
+        )
+        assert "failed in the task 'mlaas4hep : " in complaint
+        assert "The log is " in complaint
+        local("delete", "here2", "--yes")
+
+    def test_stop_and_start_bring_the_platform_back(self, local: Command):
+        local("stop", "here")
+        local("start", "here")
+        local("doctor", "here")
