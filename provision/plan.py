@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from provision import __version__
@@ -60,6 +61,7 @@ class Plan:
 
     cloud: Cloud
     platform: Platform
+    cache: Path
     offer: Offer
     bare: bool
     resumed: bool
@@ -76,7 +78,7 @@ class Plan:
 
     def steps(self, note: Callable[[str], None]) -> list[Step]:
         """All steps; those of the cloud, then those on the machine."""
-        machine = _MachineSteps(self.cloud, self.platform, note)
+        machine = _MachineSteps(self.cloud, self.platform, self.cache, note)
         steps = [*self.cloud.steps(self.platform, self.offer), machine.ssh()]
         if self.cloud.host_key_in_user_data:
             steps.append(machine.host_key())
@@ -126,9 +128,8 @@ def make_plan(spec: PlatformSpec, home: Home, bare: bool = False) -> Plan:
     if folder.record_file.exists():
         record = folder.load()
         _same_wishes(record, spec)
-        return Plan(
-            cloud, Platform(record, folder), Offer(facts=record.facts, values=record.values), bare, resumed=True
-        )
+        offer = Offer(facts=record.facts, values=record.values)
+        return Plan(cloud, Platform(record, folder), home.cache, offer, bare, resumed=True)
     if not bare:
         find_framework(spec.framework, home.cache)
     offer = cloud.check(spec)
@@ -142,7 +143,7 @@ def make_plan(spec: PlatformSpec, home: Home, bare: bool = False) -> Plan:
         values=offer.values,
         expires_at=now() + spec.ttl if spec.ttl else None,
     )
-    return Plan(cloud, Platform(record, folder), offer, bare, resumed=False)
+    return Plan(cloud, Platform(record, folder), home.cache, offer, bare, resumed=False)
 
 
 def _same_wishes(record: Record, spec: PlatformSpec) -> None:
@@ -176,12 +177,24 @@ def _forget_first_host_key(folder: Folder) -> None:
     folder.first_host_key.with_suffix(".pub").unlink(missing_ok=True)
 
 
+def connect(cloud: Cloud, platform: Platform) -> None:
+    """Write the ssh configuration for the machine's present address, as its cloud tells it."""
+    record, folder = platform.record, platform.folder
+    access = cloud.access(platform)
+    if access != record.access or not folder.ssh_config.exists():
+        record.access = access
+        folder.save(record)
+        write_ssh_config(folder, record.uid, access)
+    include_in_user_config(folder.path.parent, wanted=True)
+
+
 class _MachineSteps:
     """The steps on the machine itself, the same for every cloud."""
 
-    def __init__(self, cloud: Cloud, platform: Platform, note: Callable[[str], None]) -> None:
+    def __init__(self, cloud: Cloud, platform: Platform, cache: Path, note: Callable[[str], None]) -> None:
         self.cloud = cloud
         self.platform = platform
+        self.cache = cache
         self.note = note
 
     @property
@@ -192,21 +205,12 @@ class _MachineSteps:
         """The first verified connection, and the ssh configuration for it."""
         return Step("ssh", "verified SSH connection", 15, self._find_ssh, self._make_ssh)
 
-    def _connect(self) -> None:
-        record = self.platform.record
-        access = self.cloud.access(self.platform)
-        if access != record.access or not self.folder.ssh_config.exists():
-            record.access = access
-            self.folder.save(record)
-            write_ssh_config(self.folder, record.uid, access)
-        include_in_user_config(self.folder.path.parent, wanted=True)
-
     def _ssh_resource(self) -> Resource:
         access = self.platform.record.access
         return Resource(kind="ssh", id=access.host if access else "", name=self.platform.name, ours=False)
 
     def _find_ssh(self) -> Resource | None:
-        self._connect()
+        connect(self.cloud, self.platform)
         with Remote(self.folder) as remote:
             return self._ssh_resource() if remote.answers() else None
 
@@ -259,8 +263,7 @@ class _MachineSteps:
 
     def _variables(self) -> dict[str, object]:
         record = self.platform.record
-        cache = self.folder.path.parent.parent / "cache"
-        return platform_variables(record, find_framework(record.spec.framework, cache))
+        return platform_variables(record, find_framework(record.spec.framework, self.cache))
 
     def _find_roles(self) -> Resource | None:
         with Remote(self.folder) as remote:

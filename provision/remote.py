@@ -175,7 +175,7 @@ class Remote:
             raise ProvisionError(f"The folder {source} could not be packed: {complaint.splitlines()[-1]}.")
 
     def fetch(self, words: Sequence[str], target: Path) -> None:
-        """Unpack the tar.gz of one folder that the command prints as `target`, which appears only when it is complete."""
+        """Unpack the tar.gz of one folder that the command prints as `target`; it appears only when complete."""
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
             folder = Path(temporary) / "content"

@@ -91,14 +91,17 @@ def ssh(
 
 def start(name: str = _NAME) -> None:
     """Start the platform's machine, and wait until it can be reached."""
+    from provision.plan import SSH_SECONDS, connect
     from provision.remote import Remote
 
     opened = open_platform(name)
     with opened.folder.lock():
         with console().stage(f"starting {name}"):
             opened.cloud.start(opened.platform)
-        with console().stage("verified SSH connection"), Remote(opened.folder) as remote:
-            remote.wait(300)
+        with console().stage("verified SSH connection"):
+            connect(opened.cloud, opened.platform)
+            with Remote(opened.folder) as remote:
+                remote.wait(SSH_SECONDS)
 
 
 def stop(name: str = _NAME) -> None:
