@@ -1,0 +1,7 @@
+"""`python -m tests.devcloud VERB`."""
+
+import sys
+
+from tests.devcloud.cli import main
+
+sys.exit(main())
