@@ -18,15 +18,16 @@ stage() {
 
 setup() {
   local stamp
-  stamp=$(cat locks/laptop.txt pyproject.toml | sha256sum)
+  stamp=$(find locks/laptop.txt pyproject.toml provision mlaas4hep roles playbooks templates -type f ! -name '*.pyc' \
+    -exec sha256sum {} + | sort | sha256sum)
   if [ "$(cat "$demo/installed" 2>/dev/null)" = "$stamp" ]; then
     echo "The toolkit is installed in $demo/venv."
     return
   fi
-  mkdir -p "$demo"
-  "${PYTHON:-python3}" -m venv "$demo/venv"
-  "$bin/python" -m pip --disable-pip-version-check --quiet install --require-hashes -r locks/laptop.txt
-  "$bin/python" -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation --editable .
+  [ -d "$demo/venv" ] || "${PYTHON:-python3}" -m venv "$demo/venv"
+  local pip=("$bin/python" -m pip --disable-pip-version-check --quiet install)
+  "${pip[@]}" --require-hashes -r locks/laptop.txt
+  "${pip[@]}" --no-deps --no-build-isolation --force-reinstall .
   echo "$stamp" >"$demo/installed"
 }
 
@@ -50,7 +51,7 @@ train() {
 results() {
   "$bin/python" - "$demo/model/metrics.json" <<'PYTHON'
 import json, sys
-test = json.load(open(sys.argv[1]))["test"]
+test = json.load(open(sys.argv[1]))["final"]["test"]
 print(f"Test AUC {test['auc']:.4f} +- {test['auc_error']:.4f}, accuracy {test['accuracy']:.4f}, {test['events']} events")
 PYTHON
   echo "Prediction for the event $demo/higgs/event.json:"

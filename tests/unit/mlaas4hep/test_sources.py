@@ -1,0 +1,84 @@
+"""Which files a user's list stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlaas4hep.data.sources import read_list, resolve_files
+from mlaas4hep.errors import UsageError
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    for name in ("a.root", "b.root", "data/c.root", "data/odd:name.root"):
+        (tmp_path / name).write_bytes(b"root")
+    return tmp_path
+
+
+def names(sources) -> list[str]:
+    return [Path(source.path).name for source in sources]
+
+
+def test_a_list_has_comments_and_its_relative_paths_start_beside_it(files: Path) -> None:
+    listed = files / "data" / "list.txt"
+    listed.write_text("# all\nc.root  # the third\n\n../a.root\n")
+    sources = resolve_files(str(listed), "Events")
+    assert [(Path(s.path).resolve(), s.tree) for s in sources] == [
+        (files / "data" / "c.root", "Events"),
+        (files / "a.root", "Events"),
+    ]
+
+
+def test_relative_paths_are_then_looked_up_in_the_current_folder(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files)
+    (files / "data" / "list.txt").write_text("b.root\n")
+    assert names(resolve_files("data/list.txt", "Events")) == ["b.root"]
+
+
+def test_commas_patterns_and_trees(files: Path) -> None:
+    sources = resolve_files(f"{files}/b.root:dir/tree,{files}/*.root,{files}/data/odd:name.root", "Events")
+    assert [(s.item, s.number, Path(s.path).name, s.tree) for s in sources] == [
+        (0, 0, "b.root", "dir/tree"),
+        (1, 1, "a.root", "Events"),
+        (1, 2, "b.root", "Events"),
+        (2, 3, "odd:name.root", "Events"),
+    ]
+
+
+def test_remote_files_and_the_redirector() -> None:
+    sources = resolve_files("root://host:1094//store/x.root:dir/t,/store/y.root", "Events", "root://redirector/")
+    assert [(s.path, s.tree) for s in sources] == [
+        ("root://host:1094//store/x.root", "dir/t"),
+        ("root://redirector//store/y.root", "Events"),
+    ]
+    assert all(source.remote for source in sources)
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ("missing.root", "missing.root does not exist"),
+        ("none*.root", "none*.root matches no file"),
+        ("data", "is a folder"),
+        ("https://host/x.root", "not read over https"),
+        ("/store/x.root", "Set redirector"),
+        ("a.root,a.root", "listed twice"),
+        (" , ", "is empty"),
+    ],
+)
+def test_a_wrong_item_is_refused_with_the_remedy(
+    files: Path, monkeypatch: pytest.MonkeyPatch, item: str, said: str
+) -> None:
+    monkeypatch.chdir(files)
+    with pytest.raises(UsageError) as refused:
+        resolve_files(item, "Events")
+    assert said in str(refused.value)
+
+
+def test_a_list_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="is no text file"):
+        read_list(tmp_path / "list")
