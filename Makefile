@@ -23,7 +23,7 @@ $(VENV)/.installed: locks/dev.txt pyproject.toml
 # what `provision create --cloud local` needs; elsewhere than on Debian as root it is left to the user
 machine-packages:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  missing=$$(for p in $(MACHINE_PACKAGES); do dpkg-query -W -f '' $$p 2>/dev/null || echo $$p; done); \
+	  missing=$$(for p in $(MACHINE_PACKAGES); do dpkg-query -W -f '$${Package}' $$p >/dev/null 2>&1 || echo $$p; done); \
 	  [ -z "$$missing" ] || { echo "Installing: $$missing"; apt-get update -qq; \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; \
 	fi

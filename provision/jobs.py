@@ -58,7 +58,7 @@ def newest(remote: Remote) -> str:
     jobs = listing(remote)
     if not jobs:
         raise UsageError(f"There is no job on {remote.folder.name} yet.", "`provision train` starts one.")
-    return str(jobs[-1]["id"])
+    return str(jobs[-1]["identifier"])
 
 
 def follow(remote: Remote, job: str, output: Callable[[str], None]) -> dict[str, Any]:

@@ -33,9 +33,9 @@ def train(
     with connected(name) as remote:
         with out.stage(f"sending {folder}"):
             job = remote_jobs.submit(remote, folder, _job_name(folder))
-        out.say(f"Job {job['id']} on {name}; `provision logs -f {name} {job['id']}` follows it again.")
+        out.say(f"Job {job['identifier']} on {name}; `provision logs -f {name} {job['identifier']}` follows it again.")
         if not detach:
-            job = remote_jobs.follow(remote, str(job["id"]), out.data if not as_json else out.say)
+            job = remote_jobs.follow(remote, str(job["identifier"]), out.data if not as_json else out.say)
     if as_json:
         out.emit(job)
     if not detach:
@@ -51,9 +51,9 @@ def _finish(name: str, job: dict[str, Any]) -> None:
     if job["state"] != "finished":
         reason = str(job.get("reason") or "no reason told").rstrip(".")
         raise ProvisionError(
-            f"The job {job['id']} is {job['state']}: {reason}.", f"`provision logs {name} {job['id']}` shows all."
+            f"The job {job['identifier']} is {job['state']}: {reason}.", f"`provision logs {name} {job['identifier']}` shows all."
         )
-    console().say(f"Job {job['id']} is finished; `provision fetch {name} {job['id']}` brings the model.")
+    console().say(f"Job {job['identifier']} is finished; `provision fetch {name} {job['identifier']}` brings the model.")
 
 
 def list_jobs(name: str = _NAME, as_json: bool = _JSON) -> None:
@@ -65,7 +65,7 @@ def list_jobs(name: str = _NAME, as_json: bool = _JSON) -> None:
     if as_json:
         console().emit(found)
     elif found:
-        columns = ["id", "state", "submitted", "reason"]
+        columns = ["identifier", "state", "submitted", "reason"]
         console().table(columns, [[job.get(column) or "" for column in columns] for job in found])
     else:
         console().say(f"There is no job on {name} yet; `provision train {name} FOLDER` starts one.")

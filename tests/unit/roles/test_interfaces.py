@@ -1,0 +1,121 @@
+"""The roles' interfaces: what `meta/argument_specs.yml` promises is what `defaults` and `vars` hold."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CHECKOUT = Path(__file__).parents[3]
+ROLES = sorted(path for path in (CHECKOUT / "roles").iterdir() if path.is_dir())
+PLAYBOOKS = sorted((CHECKOUT / "playbooks").rglob("*.yml"))
+
+each_role = pytest.mark.parametrize("role", ROLES, ids=lambda path: path.name)
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def options(role: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = read(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    return found
+
+
+def tasks(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All tasks, those inside of blocks too."""
+    found = []
+    for task in blocks:
+        inner = [item for key in ("block", "rescue", "always") for item in task.get(key, [])]
+        found += tasks(inner) if inner else [task]
+    return found
+
+
+@each_role
+def test_every_default_is_documented_and_every_option_has_a_default(role: Path) -> None:
+    assert set(read(role / "defaults/main.yml")) == set(options(role))
+
+
+@each_role
+def test_documented_defaults_are_the_real_ones(role: Path) -> None:
+    for name, value in read(role / "defaults/main.yml").items():
+        if "{{" not in str(value):  # a computed default is described in words
+            assert options(role)[name]["default"] == value, name
+
+
+@each_role
+def test_every_option_has_a_type_and_a_description(role: Path) -> None:
+    def check(found: dict[str, dict[str, Any]]) -> None:
+        for name, option in found.items():
+            assert option.get("type"), name
+            assert option.get("description"), name
+            check(option.get("options", {}))
+
+    check(options(role))
+
+
+@each_role
+def test_public_variables_bear_the_name_of_their_role(role: Path) -> None:
+    assert all(name.startswith(f"{role.name}_") for name in options(role))
+
+
+@each_role
+def test_private_variables_bear_underscores_and_the_name_of_their_role(role: Path) -> None:
+    files = [role / "vars/main.yml", *(role / "tasks").glob("*.yml")]
+    private = set(read(files[0]))
+    for path in files[1:]:
+        for task in tasks(read(path)):
+            private |= {task["register"]} if "register" in task else set()
+            private |= set(task.get("ansible.builtin.set_fact", {}))
+    assert all(name.startswith(f"__{role.name}_") for name in private), private
+
+
+@each_role
+def test_a_role_needs_no_collection(role: Path) -> None:
+    words = {"name", "when", "register", "loop", "loop_control", "notify", "vars", "delegate_to", "become",
+             "changed_when", "failed_when", "check_mode", "environment"}  # fmt: skip
+    for path in [*(role / "tasks").glob("*.yml"), *(role / "handlers").glob("*.yml")]:
+        for task in tasks(read(path)):
+            assert [word.rpartition(".")[0] for word in task if word not in words] == ["ansible.builtin"], task["name"]
+
+
+@each_role
+def test_a_role_says_what_it_does(role: Path) -> None:
+    assert (role / "README.md").read_text(encoding="utf-8").startswith(f"# {role.name}\n")
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS, ids=lambda path: path.name)
+def test_playbooks_and_all_that_they_import_can_be_parsed(playbook: Path, tmp_path: Path) -> None:
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "LC_ALL": "C.UTF-8",
+        "ANSIBLE_CONFIG": str(CHECKOUT / "playbooks" / "ansible.cfg"),
+    }
+    inventory = tmp_path / "inventory.yml"
+    inventory.write_text("platform: {hosts: {machine: {}}}\n", encoding="utf-8")
+    done = subprocess.run(
+        ["ansible-playbook", "--syntax-check", "-i", str(inventory), str(playbook)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_job_unit_is_what_the_executor_expects() -> None:
+    lines = (CHECKOUT / "roles/mlaas4hep/templates/mlaas4hep-job@.service.j2").read_text(encoding="utf-8").splitlines()
+    variables = read(CHECKOUT / "roles/mlaas4hep/vars/main.yml")
+    filled = [line.replace("{{ __mlaas4hep_prefix }}", variables["__mlaas4hep_prefix"]) for line in lines]
+    filled = [line.replace("{{ __mlaas4hep_home }}", variables["__mlaas4hep_home"]) for line in filled]
+    assert "ExecStart=/opt/mlaas4hep/venv/bin/mlaas4hep job run %i" in filled
+    assert "ExecStopPost=+/opt/mlaas4hep/venv/bin/mlaas4hep job ended %i" in filled
+    assert "StandardOutput=append:/var/lib/mlaas4hep/jobs/%i/log" in filled
+    assert "Environment=MLAAS4HEP_HOME=/var/lib/mlaas4hep" in filled
+    assert "User=mlaas4hep" in filled
