@@ -64,7 +64,8 @@ stage "platform on this computer" "$bin/provision" create "$name" --cloud local 
 stage "training on the platform" train
 stage "test AUC and one prediction" results
 
-printf '\n%s\n' "Stages:" "${stages[@]}"
+printf '\nStages:\n'
+printf '  %s\n' "${stages[@]}"
 cat <<END
 
 Log in:             ssh $name

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from provision.clouds import _computer, _network
+from provision.errors import ProvisionError
 from tests.devcloud.fixtures import openstack_cloud
 
 __all__ = ["openstack_cloud"]
@@ -24,6 +26,24 @@ def _shared_cache() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROVISION_CACHE", str(REPOSITORY / ".cache" / "provision"))
         yield
+
+
+def _inability() -> str:
+    """Why this computer cannot make machines, or nothing."""
+    try:
+        _computer.require_maker()
+        _computer.release()
+        _network.default_route()
+    except ProvisionError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture(scope="session")
+def computer_with_machines() -> None:
+    """Skips where this computer cannot make machines; under CI that is a failure."""
+    if reason := _inability():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
 
 
 @pytest.fixture

@@ -51,9 +51,12 @@ def _finish(name: str, job: dict[str, Any]) -> None:
     if job["state"] != "finished":
         reason = str(job.get("reason") or "no reason told").rstrip(".")
         raise ProvisionError(
-            f"The job {job['identifier']} is {job['state']}: {reason}.", f"`provision logs {name} {job['identifier']}` shows all."
+            f"The job {job['identifier']} is {job['state']}: {reason}.",
+            f"`provision logs {name} {job['identifier']}` shows all.",
         )
-    console().say(f"Job {job['identifier']} is finished; `provision fetch {name} {job['identifier']}` brings the model.")
+    console().say(
+        f"Job {job['identifier']} is finished; `provision fetch {name} {job['identifier']}` brings the model."
+    )
 
 
 def list_jobs(name: str = _NAME, as_json: bool = _JSON) -> None:

@@ -88,7 +88,7 @@ def test_create_train_fetch_and_delete_on_openstack(user_home: Path, openstack_c
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+def local(computer_with_machines: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     """A ready platform `here` on this computer, and the command to use it."""
     home = tmp_path_factory.mktemp("home")
     provision = Command(home)

@@ -24,22 +24,9 @@ from tests.conftest import REPOSITORY
 WISHES = {"cpus": 1, "memory": 1, "disk": 4}
 
 
-def inability() -> str:
-    """Why this computer cannot make machines, or nothing."""
-    try:
-        _computer.require_maker()
-        _computer.release()
-        _network.default_route()
-    except ProvisionError as error:
-        return str(error)
-    return ""
-
-
 @pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> LocalCloud:
-    """The cloud, in an empty home that shares the repository's cache of images."""
-    if reason := inability():
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+def cloud(computer_with_machines: None, tmp_path_factory: pytest.TempPathFactory) -> LocalCloud:
+    """The cloud, in an empty home."""
     return LocalCloud(Home(tmp_path_factory.mktemp("machines")))
 
 

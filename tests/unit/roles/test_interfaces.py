@@ -89,24 +89,60 @@ def test_a_role_says_what_it_does(role: Path) -> None:
     assert (role / "README.md").read_text(encoding="utf-8").startswith(f"# {role.name}\n")
 
 
-@pytest.mark.parametrize("playbook", PLAYBOOKS, ids=lambda path: path.name)
-def test_playbooks_and_all_that_they_import_can_be_parsed(playbook: Path, tmp_path: Path) -> None:
+def run_playbook(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """ansible-playbook as by hand from the checkout; programs in `home` go before all others."""
     environment = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(tmp_path),
+        "PATH": os.pathsep.join([str(home), str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "HOME": str(home),
         "LC_ALL": "C.UTF-8",
         "ANSIBLE_CONFIG": str(CHECKOUT / "playbooks" / "ansible.cfg"),
     }
+    return subprocess.run(["ansible-playbook", *words], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS, ids=lambda path: path.name)
+def test_playbooks_and_all_that_they_import_can_be_parsed(playbook: Path, tmp_path: Path) -> None:
     inventory = tmp_path / "inventory.yml"
     inventory.write_text("platform: {hosts: {machine: {}}}\n", encoding="utf-8")
-    done = subprocess.run(
-        ["ansible-playbook", "--syntax-check", "-i", str(inventory), str(playbook)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_playbook(tmp_path, "--syntax-check", "-i", str(inventory), str(playbook))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("branch", "packages", "chosen"),
+    [
+        (0, "nvidia-headless-535-server nvidia-headless-550-server nvidia-headless-no-dkms-570-server", 550),
+        (0, "nvidia-headless-575 nvidia-headless-580-server-open nvidia-headless-535-server", 535),
+        (535, "nvidia-headless-535-server nvidia-headless-550-server", 535),
+        (0, "nvidia-headless-575", None),
+    ],
+)
+def test_on_ubuntu_the_newest_or_the_wished_server_driver_is_chosen(
+    branch: int, packages: str, chosen: int | None, tmp_path: Path
+) -> None:
+    listing = tmp_path / "apt-cache"  # in the place of Ubuntu's package lists
+    listing.write_text(f"#!/bin/sh\nprintf '%s\\n' {packages}\n", encoding="utf-8")
+    listing.chmod(0o755)
+    choose = {"name": "gpu_driver", "tasks_from": "ubuntu.yml"}
+    driver = f"nvidia-headless-{chosen}-server"
+    play = {
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": False,
+        "vars": {"gpu_driver_branch": branch},
+        "tasks": [
+            {"ansible.builtin.include_role": choose},
+            {"ansible.builtin.assert": {"that": f"{driver!r} in __gpu_driver_packages"}},
+        ],
+    }
+    playbook = tmp_path / "choose.yml"
+    playbook.write_text(yaml.safe_dump([play]), encoding="utf-8")
+    variables = ["--extra-vars", f"ansible_python_interpreter={sys.executable} __gpu_driver_ubuntu_flavour=generic"]
+    done = run_playbook(tmp_path, *variables, str(playbook))
+    if chosen is None:
+        assert "enable the component restricted" in " ".join((done.stdout + done.stderr).split())
+    else:
+        assert done.returncode == 0, done.stdout
 
 
 def test_the_job_unit_is_what_the_executor_expects() -> None:
