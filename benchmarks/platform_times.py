@@ -1,15 +1,16 @@
 """Times of a platform on an OpenStack, from a plain image to ready, and of a second run of the roles.
 
-    OS_CLOUD=devcloud python benchmarks/platform_times.py [--wheel WHEEL]
+    OS_CLOUD=devcloud python benchmarks/platform_times.py [OPTIONS OF provision create]
 
-Creates a platform of its own and deletes it. Prints a Markdown table. The toolkit's own part is what remains of the whole
-time when the cloud's steps and the time of the tasks on the machine are taken away: start-up, Python, polling, SSH.
+Creates a platform of its own and deletes it. Prints a Markdown table. The toolkit's own part is what remains of the
+whole time without the cloud's steps and the tasks on the machine: start-up, Python, polling, SSH.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,7 @@ def provision(*words: str) -> tuple[float, str]:
     start = time.monotonic()
     done = subprocess.run(["provision", *words], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"provision {words[0]} failed")
+        sys.exit(f"provision {words[0]} failed; what it left is in PROVISION_HOME={os.environ['PROVISION_HOME']}")
     return time.monotonic() - start, done.stdout
 
 
@@ -50,19 +51,19 @@ def playbooks(home: Path) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure once and print."""
     cloud = os.environ.get("OS_CLOUD") or sys.exit("Set OS_CLOUD to an entry of clouds.yaml.")
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        home = Path(folder)
-        os.environ["PROVISION_HOME"] = str(home)
-        create = ["create", NAME, "--cloud", cloud, "--yes", "--json", *sys.argv[1:]]
-        total, text = provision(*create)
-        seconds = {entry["step"]: entry["seconds"] for entry in json.loads(text)["ledger"]}
-        first = playbooks(home)[0]
-        again, _ = provision(*create)
-        ssh = ["ssh", NAME, "--", "sudo", "rm", "/etc/mlaas4hep/platform.json"]
-        provision(*ssh)
-        second_total, _ = provision(*create)
-        second = playbooks(home)[-1]
-        delete, _ = provision("delete", NAME, "--yes")
+    home = Path(tempfile.mkdtemp(prefix="benchmark-"))
+    os.environ["PROVISION_HOME"] = str(home)
+    create = ["create", NAME, "--cloud", cloud, "--yes", "--json", *sys.argv[1:]]
+    total, text = provision(*create)
+    seconds = {entry["step"]: entry["seconds"] for entry in json.loads(text)["ledger"]}
+    first = playbooks(home)[0]
+    again, _ = provision(*create)
+    ssh = ["ssh", NAME, "--", "sudo", "rm", "/etc/mlaas4hep/platform.json"]
+    provision(*ssh)
+    second_total, _ = provision(*create)
+    second = playbooks(home)[-1]
+    delete, _ = provision("delete", NAME, "--yes")
+    shutil.rmtree(home)
     cloud_time = sum(value for step, value in seconds.items() if step in CLOUD_STEPS)
     tasks = sum(first["seconds"].values())
     rows = [

@@ -235,6 +235,20 @@ class _MachineSteps:
         """A host key that only the machine knows, in place of the one that went through the cloud."""
         return Step("host-key", "host key of the machine's own", 2, self._find_host_key, self._make_host_key)
 
+    def _wait_for_cloud_init(self) -> None:
+        """Until cloud-init has ended: on its way it writes host keys and restarts sshd, even after a first connection."""
+        words = ["sh", "-c", "! command -v cloud-init >/dev/null || cloud-init status --wait >/dev/null"]
+        end = time.monotonic() + SSH_SECONDS
+        while True:
+            try:
+                with Remote(self.folder) as remote:
+                    remote.wait(SSH_SECONDS, self._still_running)
+                    remote.run(words, check=False)
+                return
+            except ConnectionLostError:
+                if time.monotonic() > end:
+                    raise
+
     def _find_host_key(self) -> Resource | None:
         if self.folder.first_host_key.exists():
             return None
@@ -245,6 +259,7 @@ class _MachineSteps:
         uid, new = self.platform.uid, f"{_HOST_KEY}.next"
         make = f'test -e {new} || ssh-keygen -q -t ed25519 -N "" -C "" -f {new}; cat {new}.pub'
         take = f"mv {new} {_HOST_KEY} && mv {new}.pub {_HOST_KEY}.pub && systemctl reload ssh.service"
+        self._wait_for_cloud_init()
         with Remote(self.folder) as remote:
             public = remote.run(["sudo", "sh", "-c", make]).strip()
             write_known_hosts(self.folder, uid, first, public)
