@@ -236,7 +236,7 @@ class _MachineSteps:
         return Step("host-key", "host key of the machine's own", 2, self._find_host_key, self._make_host_key)
 
     def _wait_for_cloud_init(self) -> None:
-        """Until cloud-init has ended: on its way it writes host keys and restarts sshd, even after a first connection."""
+        """Until cloud-init has ended: on its way it writes host keys and restarts sshd, even after first contact."""
         words = ["sh", "-c", "! command -v cloud-init >/dev/null || cloud-init status --wait >/dev/null"]
         end = time.monotonic() + SSH_SECONDS
         while True:
