@@ -86,7 +86,7 @@ def follow(remote: Remote, job: str, output: Callable[[str], None]) -> dict[str,
 
 
 def cancel(remote: Remote, job: str) -> dict[str, Any]:
-    """End a job; one that has ended stays as it is."""
+    """End a job; raises ProvisionError for one that has ended already."""
     remote.run([*_JOB, "cancel", job])
     return status(remote, job)
 
