@@ -305,7 +305,8 @@ def test_a_creation_killed_anywhere_is_finished_by_the_next_and_disturbs_no_othe
 
 
 @pytest.mark.machine
-def test_the_image_of_a_killed_build_is_no_image(cloud: LocalCloud, tmp_path: Path):
+def test_the_image_of_a_killed_build_is_no_image(cloud: LocalCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PROVISION_CACHE")  # the cache that all tests share has the image already
     home = Home(tmp_path / "home")
     platform = platform_of(LocalCloud(home), "early")
     assert killed(LocalCloud(home), platform, "image", 1)
