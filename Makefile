@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check --quiet
 MACHINE_PACKAGES := iproute2 iptables mmdebstrap openssh-client systemd-container
+# not in the lock file: its builds for CPU and for CUDA have different dependencies, and the index decides which one it offers
+TORCH := torch==2.13.0
 CODE := provision mlaas4hep tests benchmarks examples
 
 .PHONY: demo setup machine-packages lint test lock clean
@@ -17,6 +19,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: locks/dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) install --require-hashes -r locks/dev.txt
+	$(BIN)/python $(PIP) install '$(TORCH)'
 	$(BIN)/python $(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -45,7 +48,7 @@ lock: setup
 	$(COMPILE) --extra keras --output-file locks/platform.txt
 	$(COMPILE) --extra keras-gpu --constraints locks/platform.txt --output-file locks/platform-gpu.txt
 	$(COMPILE) --extra provision --extra data --constraints locks/platform.txt --output-file locks/laptop.txt
-	$(COMPILE) --extra provision --extra keras --group dev --constraints locks/platform.txt --output-file locks/dev.txt
+	$(COMPILE) --extra provision --extra keras --extra jax --group dev --constraints locks/platform.txt --output-file locks/dev.txt
 
 clean:
 	rm -rf $(VENV) .demo dist .mypy_cache .ruff_cache .pytest_cache .ansible

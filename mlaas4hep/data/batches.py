@@ -156,7 +156,7 @@ class Batches:
         self._groups = groups
         self._packed = PackedEvents(store.values, store.offsets, store.counts)
         self._gatherer = Gatherer(schema)
-        self._batch = batch_size
+        self.batch_size = batch_size
         self._shuffle = shuffle
         self._seed = seed
         chunk = _chunk_events(chunk_size, batch_size, schema.idim, self.events)
@@ -170,17 +170,22 @@ class Batches:
         generator = np.random.default_rng([self._seed, epoch])
         return mixed([generator.permutation(group) for group in self._groups])
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch, counted from 0."""
+    def chunks(self, epoch: int) -> Iterator[Batch]:
+        """The events of one epoch, counted from 0: a whole number of batches at a time, but for the last."""
         order = self.order(epoch)
         chunk = self._values.shape[0]
         for start in range(0, order.size, chunk):
             rows = order[start : start + chunk]
             values, mask = self._values[: rows.size], self._mask[: rows.size]
             self._gatherer.gather(self._packed, rows, values, mask)
-            for first in range(0, rows.size, self._batch):
-                piece = slice(first, first + self._batch)
-                yield Batch(rows[piece], values[piece], mask[piece])
+            yield Batch(rows, values, mask)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch, counted from 0."""
+        for chunk in self.chunks(epoch):
+            for first in range(0, chunk.rows.size, self.batch_size):
+                piece = slice(first, first + self.batch_size)
+                yield Batch(chunk.rows[piece], chunk.values[piece], chunk.mask[piece])
 
 
 def _chunk_events(chunk_size: int, batch_size: int, idim: int, events: int) -> int:

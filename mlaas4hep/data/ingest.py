@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mlaas4hep
-from mlaas4hep.data.root import Block, FileFacts, FlatValues, JaggedValues, RootTree, open_tree
+from mlaas4hep.data.blocks import Block, FileFacts, FlatValues, JaggedValues, Reader
+from mlaas4hep.data.formats import open_source
 from mlaas4hep.data.schema import Branch, FlatColumn, Selection, common_branches
 from mlaas4hep.data.sources import Source
 from mlaas4hep.data.split import Part, split_parts
@@ -63,7 +64,7 @@ def scan(sources: Sequence[Source]) -> tuple[list[ScannedFile], dict[str, Branch
     """
     files = []
     for source in sources:
-        with open_tree(source) as tree:
+        with open_source(source) as tree:
             files.append(ScannedFile(source, tree.facts, tree.entries, tree.branches))
     filled = [file for file in files if file.entries]
     if not filled:
@@ -197,7 +198,7 @@ def _fill(
     row, total = 0, sum(shares)
     with StoreWriter(folder, len(selection.jagged), bool(selection.label)) as writer:
         for file, share in zip(files, shares, strict=True):
-            with open_tree(file.source) as tree:
+            with open_source(file.source) as tree:
                 _refuse_change(file, tree)
                 for block in tree.blocks(selection.branches, share):
                     parts = split_parts(file.facts.identity, block.start, block.stop, split)
@@ -220,7 +221,7 @@ def _stored(file: ScannedFile, start: int, stop: int) -> StoredFile:
     )
 
 
-def _refuse_change(file: ScannedFile, tree: RootTree) -> None:
+def _refuse_change(file: ScannedFile, tree: Reader) -> None:
     now = Path(file.source.path).stat() if not file.source.remote else None
     state = f"{now.st_mtime_ns} {now.st_ctime_ns}" if now else file.facts.state
     if state != file.facts.state or tree.facts != file.facts:

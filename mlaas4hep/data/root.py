@@ -20,8 +20,8 @@ from typing import Any
 import awkward as ak
 import numpy as np
 import uproot
-from numpy.typing import NDArray
 
+from mlaas4hep.data.blocks import Block, FileFacts, FlatValues, JaggedValues
 from mlaas4hep.data.schema import Branch, Kind
 from mlaas4hep.data.sources import Source, is_remote
 from mlaas4hep.errors import MlaasError
@@ -39,52 +39,6 @@ _C_NUMBER = rf"(?:unsigned |signed )?(?:long |short )?(?:{_NUMBER}|int|short|lon
 _RNTUPLE_FLAT = re.compile(rf"^{_NUMBER}$|^ROOT::RNTupleCardinality<.*>$")
 _RNTUPLE_JAGGED = re.compile(rf"^(?:std::vector|ROOT::VecOps::RVec)<{_NUMBER}>$")
 _RNTUPLE_ARRAY = re.compile(rf"^std::array<({_NUMBER}),\s*(\d+)>$")
-
-
-@dataclass(frozen=True)
-class FlatValues:
-    """One value (or a fixed number of values, or a struct) an entry: `values` has shape (n, ...)."""
-
-    values: NDArray[Any]
-
-
-@dataclass(frozen=True)
-class JaggedValues:
-    """Any number of values an entry: entry i has `values[offsets[i]:offsets[i + 1]]`.
-
-    Attributes:
-        offsets: shape (n + 1,), int64, starting at 0.
-        values: shape (offsets[n],).
-    """
-
-    offsets: NDArray[np.int64]
-    values: NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Block:
-    """Consecutive entries of a tree."""
-
-    start: int
-    stop: int
-    columns: dict[str, FlatValues | JaggedValues]
-
-
-@dataclass(frozen=True)
-class FileFacts:
-    """What tells a file and its state apart.
-
-    Attributes:
-        uuid: the identifier that ROOT gave the file when it was made, "" for files without one.
-        size: bytes.
-        identity: names the tree independently of where the file lies; the split depends on it.
-        state: changes whenever a local file changes (modification and change time).
-    """
-
-    uuid: str
-    size: int
-    identity: str
-    state: str
 
 
 @dataclass(frozen=True)

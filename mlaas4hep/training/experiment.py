@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlaas4hep.data.batches import Batches, rows_of_part
+from mlaas4hep.data.formats import load_clients
 from mlaas4hep.data.ingest import ingest, scan
-from mlaas4hep.data.root import load_xrootd
 from mlaas4hep.data.schema import Schema, select
 from mlaas4hep.data.split import Part
 from mlaas4hep.data.store import PackedStore
@@ -76,8 +76,7 @@ def train(workflow: Workflow, out: Path, tell: Tell, *, overwrite: bool = False,
     clock = time.monotonic()
     check_target(out, overwrite)
     tell(Stage(f"loading {workflow.model.name}"))
-    if any(source.remote for source in workflow.sources):
-        load_xrootd()
+    load_clients(workflow.sources)
     start_keras(workflow.parameters.seed)
     function = load_model_function(workflow.model)
     store, schema = prepare(workflow, tell, cache)
