@@ -79,7 +79,7 @@ def write_bundle(
     workflow: Workflow,
     schema: Schema,
     classes: Sequence[str],
-    save_model: Callable[[Path], None],
+    save_model: Callable[[Path], str],
     metrics: dict[str, Any],
     store: PackedStore,
     histograms: dict[str, Any] | None,
@@ -91,7 +91,7 @@ def write_bundle(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        save_model(partial / "model.keras")
+        save_model(partial)
         provenance = _provenance(workflow, store, started)
         shutil.copyfile(workflow.model, partial / "model.py")
         (partial / "schema.json").write_text(schema.model_dump_json(indent=1), encoding="utf-8")

@@ -21,12 +21,14 @@ from mlaas4hep.data.split import Part
 from mlaas4hep.data.store import PackedStore
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.names import did_you_mean, listing
+from mlaas4hep.training.adapters import make_adapter
 from mlaas4hep.training.bundle import Bundle, check_target, write_bundle
+from mlaas4hep.training.contract import Adapter, Feed, Task
 from mlaas4hep.training.histograms import histograms
-from mlaas4hep.training.keras_adapter import KerasClassifier, start_keras
 from mlaas4hep.training.metrics import confusion, decide, macro_area
 from mlaas4hep.training.progress import Epoch, Finished, Note, Reading, Stage, Step, Tell
-from mlaas4hep.training.user_model import build_model, load_model_function
+from mlaas4hep.training.random_state import set_seed
+from mlaas4hep.training.user_model import load_user_model
 from mlaas4hep.training.workflow import Labels, Workflow
 
 _MEASURED_AT_A_TIME = 4096
@@ -77,13 +79,14 @@ def train(workflow: Workflow, out: Path, tell: Tell, *, overwrite: bool = False,
     check_target(out, overwrite)
     tell(Stage(f"loading {workflow.model.name}"))
     load_clients(workflow.sources)
-    start_keras(workflow.parameters.seed)
-    function = load_model_function(workflow.model)
+    set_seed(workflow.parameters.seed)
+    user = load_user_model(workflow.model)
     store, schema = prepare(workflow, tell, cache)
     targets = make_targets(store, workflow.labels)
     _check_parts(store, targets)
-    classifier = KerasClassifier(build_model(function, schema, workflow.model), len(targets.classes), workflow.model)
-    run = _Run(workflow, store, schema, targets, classifier, tell)
+    set_seed(workflow.parameters.seed)
+    adapter = make_adapter(user.build(schema), Task("classification", targets.classes), user)
+    run = _Run(workflow, store, schema, targets, adapter, tell)
     history = run.fit()
     final = run.final_measures()
     drawn = histograms(store, schema, targets.classes, targets.numbers) if workflow.parameters.hist == "pdfs" else None
@@ -92,7 +95,7 @@ def train(workflow: Workflow, out: Path, tell: Tell, *, overwrite: bool = False,
         workflow=workflow,
         schema=schema,
         classes=targets.classes,
-        save_model=classifier.save,
+        save_model=adapter.save,
         metrics={"history": history, "final": {part: measures.as_dict() for part, measures in final.items()}},
         store=store,
         histograms=drawn,
@@ -206,16 +209,16 @@ class _Run:
         store: PackedStore,
         schema: Schema,
         targets: Targets,
-        classifier: KerasClassifier,
+        adapter: Adapter,
         tell: Tell,
     ) -> None:
         parameters = workflow.parameters
         self._parameters = parameters
         self._targets = targets
-        self._classifier = classifier
+        self._adapter = adapter
         self._tell = tell
         groups = {part: rows_of_part(store, part) for part in Part}
-        self._training = Batches(
+        training = Batches(
             store,
             schema,
             groups[Part.TRAIN],
@@ -224,28 +227,27 @@ class _Run:
             shuffle=parameters.shuffle,
             seed=parameters.seed,
         )
+        self._training = Feed(training, targets.numbers)
         validation = sum(group.size for group in groups[Part.VALIDATION])
         sample = _evenly(groups[Part.TRAIN], validation)
         measured = {"train": sample, "validation": groups[Part.VALIDATION], "test": groups[Part.TEST]}
         self._measured = {
-            name: Batches(store, schema, rows, batch_size=_MEASURED_AT_A_TIME) for name, rows in measured.items()
+            name: Feed(Batches(store, schema, rows, batch_size=_MEASURED_AT_A_TIME), targets.numbers)
+            for name, rows in measured.items()
         }
 
     def fit(self) -> list[dict[str, float]]:
         """Train all epochs; returns the measures after each."""
-        first = next(self._training.epoch(0))
-        self._classifier.check(first.values[:2], first.mask[:2])
-        mask = ", with the mask" if self._classifier.takes_mask else ""
-        self._tell(Stage(f"training {self._classifier.parameters} weights on {self._training.events} events{mask}"))
+        first = next(self._training.chunks(0))
+        self._adapter.check(first.values[:2], first.mask[:2])
+        mask = ", with the mask" if self._adapter.takes_mask else ""
+        self._tell(Stage(f"training {self._adapter.size} weights on {self._training.events} events{mask}"))
         return [self._epoch(epoch) for epoch in range(self._parameters.epochs)]
 
     def _epoch(self, epoch: int) -> dict[str, float]:
         clock = time.monotonic()
-        epochs, done = self._parameters.epochs, 0
-        for batch in self._training.epoch(epoch):
-            self._classifier.train(batch.values, batch.mask, self._targets.numbers[batch.rows])
-            done += batch.rows.size
-            self._tell(Step(epoch + 1, epochs, done, self._training.events))
+        epochs, events = self._parameters.epochs, self._training.events
+        self._adapter.fit_epoch(self._training, epoch, lambda done: self._tell(Step(epoch + 1, epochs, done, events)))
         train, validation = self._measure("train"), self._measure("validation")
         measures = {
             "loss": train.loss,
@@ -266,13 +268,13 @@ class _Run:
         return {name: self._measure(name) for name in self._measured}
 
     def _measure(self, name: str) -> Measures:
-        losses, probabilities, rows = [], [], []
-        for batch in self._measured[name].epoch(0):
-            loss, scores = self._classifier.measure(batch.values, batch.mask, self._targets.numbers[batch.rows])
-            losses.append(loss * batch.rows.size)
+        losses, probabilities, numbers = [], [], []
+        for chunk in self._measured[name].chunks(0):
+            loss, scores = self._adapter.evaluate(chunk)
+            losses.append(loss * chunk.rows.size)
             probabilities.append(scores)
-            rows.append(batch.rows)
-        targets = self._targets.numbers[np.concatenate(rows)]
+            numbers.append(chunk.targets)
+        targets = np.concatenate(numbers)
         scores = np.concatenate(probabilities)
         area = macro_area(targets, scores)
         decisions = decide(scores, self._parameters.threshold)

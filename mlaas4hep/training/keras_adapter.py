@@ -1,10 +1,11 @@
-"""Keras: steps and predictions of a user's compiled model. The backend is TensorFlow unless KERAS_BACKEND says else."""
+"""Keras 3: training and predictions of a user's compiled model, on TensorFlow, JAX or PyTorch (KERAS_BACKEND)."""
 
 from __future__ import annotations
 
 import importlib
 import math
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +13,67 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlaas4hep.errors import MlaasError, UsageError
+from mlaas4hep.training.contract import Chunk, Feed, Progress, Task
+from mlaas4hep.training.outputs import identity, probabilities, sigmoid, softmax, values_of, width_of
+from mlaas4hep.training.random_state import random_state, set_random_state
 from mlaas4hep.training.user_model import describe, explained
 
 MASK_INPUT = "mask"
-_TOLERANCE = 1e-4
+MODEL_FILE = "model.keras"
+_STATE_FILE = "keras_state.npz"
 
 
-def start_keras(seed: int | None = None) -> Any:
-    """Import Keras quietly and set the seeds of Python, NumPy and the backend."""
+def start_keras() -> Any:
+    """Import Keras quietly, with TensorFlow unless KERAS_BACKEND says else."""
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        keras = importlib.import_module("keras")
+        return importlib.import_module("keras")
     except ImportError as error:
         raise MlaasError(f"Keras cannot be imported ({describe(error)}).", "Install mlaas4hep[keras].") from error
-    if seed is not None:
-        keras.utils.set_random_seed(seed)
-    return keras
 
 
-class KerasClassifier:
-    """A compiled Keras model that tells classes apart.
+class KerasAdapter:
+    """A compiled Keras model (see `contract.Adapter`).
+
+    The loss sees the targets in the form that it asks for: one column of floats for one output, class numbers for a
+    sparse loss, one column a class for other losses. A loss object with `from_logits=True` lets the model end without
+    sigmoid or softmax.
 
     Args:
-        model: the Keras model.
-        classes: number of classes.
+        native: the compiled model.
+        task: what is learned.
         path: the user's file, for messages.
+
+    Raises UsageError for a model that is not compiled, or has other inputs than values and mask.
     """
 
-    def __init__(self, model: Any, classes: int, path: Path) -> None:
+    framework = "keras"
+
+    def __init__(self, native: Any, task: Task, path: Path) -> None:
         self._keras = start_keras()
+        self._task = task
         self._path = path
-        self._classes = classes
-        if not isinstance(model, self._keras.Model):
+        if not isinstance(native, self._keras.Model):
             raise UsageError(
-                f"{path}: model returned {type(model).__module__}.{type(model).__name__}, not a Keras model.",
-                "This version trains Keras models.",
+                f"{path}: model returned {type(native).__module__}.{type(native).__name__}, not a Keras model.",
+                "Wrap a layer in keras.Sequential.",
             )
-        if not model.compiled:
+        if not native.compiled:
             raise UsageError(
                 f"{path}: the model is not compiled.", "Call model.compile(optimizer, loss) before returning it."
             )
-        self.model = model
+        self.native = native
         self._inputs = self._input_names()
+        self.takes_mask = bool(self._inputs)
+        self.size = 0
         self._outputs = 0
         self._one_hot = False
-        self._activation = _identity
+        self._activation: Callable[[NDArray[np.float64]], NDArray[np.float64]] = identity
 
     def _input_names(self) -> list[str]:
         """The names of the inputs that are fed, in order; empty for a model that gets just the values."""
-        inputs = getattr(self.model, "inputs", None) or []
+        inputs = getattr(self.native, "inputs", None) or []
         names = [str(tensor.name) for tensor in inputs]
         if len(names) <= 1:
             return []
@@ -72,64 +84,103 @@ class KerasClassifier:
             f"It may have one input, or two of which one is named {MASK_INPUT}.",
         )
 
-    @property
-    def takes_mask(self) -> bool:
-        """Whether the model is fed the mask."""
-        return bool(self._inputs)
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights."""
-        return int(self.model.count_params())
-
     def check(self, values: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
-        """Predict a few events, to learn the model's output and refuse one that does not fit the classes."""
+        """Predict a few events, to learn the model's output and refuse one that does not fit the task."""
         with explained(self._path):
-            output = np.asarray(self.model.predict_on_batch(self._feed(values, mask)))
-        width = output.shape[-1] if output.ndim == 2 else 0
-        if width != self._classes and not (width == 1 and self._classes == 2):
-            wanted = "1 or 2 outputs" if self._classes == 2 else f"{self._classes} outputs"
-            raise UsageError(
-                f"{self._path}: the model's output has the shape {list(output.shape[1:])}.",
-                f"Training on {self._classes} classes needs {wanted}.",
-            )
-        loss = self.model.loss
-        self._outputs = width
-        self._one_hot = width > 1 and not _is_sparse(loss)
-        if getattr(loss, "from_logits", False):
-            self._activation = _sigmoid if width == 1 else _softmax
+            output = np.asarray(self.native.predict_on_batch(self._fed(values, mask)))
+        self._outputs = width_of(output, self._task, self._path)
+        self.size = int(self.native.count_params())
+        loss = self.native.loss
+        self._one_hot = self._outputs > 1 and not _is_sparse(loss)
+        if self._task.kind == "classification" and getattr(loss, "from_logits", False):
+            self._activation = sigmoid if self._outputs == 1 else softmax
 
-    def train(self, values: NDArray[np.float32], mask: NDArray[np.bool_], targets: NDArray[np.int64]) -> None:
-        """One step. Raises MlaasError when the loss is NaN or infinite."""
-        with explained(self._path):
-            logs = self.model.train_on_batch(self._feed(values, mask), self._targets(targets), return_dict=True)
-        loss = float(logs["loss"])
-        if not math.isfinite(loss):
-            raise MlaasError(
-                f"The loss became {loss} while training {self._path}.",
-                "Lower the learning rate, or check the loss function.",
-            )
+    def fit_epoch(self, feed: Feed, epoch: int, progress: Progress) -> bool:
+        """Train on each event once. Raises MlaasError when the loss is no longer finite."""
+        done = 0
+        for chunk in feed.chunks(epoch):
+            with explained(self._path):
+                loss = self._train(chunk, feed.batch_size)
+            if not math.isfinite(loss):
+                raise MlaasError(
+                    f"The loss became {loss} in epoch {epoch + 1} of training {self._path}.",
+                    "Lower the learning rate, or check the loss function and the weights of the events.",
+                )
+            done += chunk.rows.size
+            progress(done)
+        return True
 
-    def measure(
-        self, values: NDArray[np.float32], mask: NDArray[np.bool_], targets: NDArray[np.int64]
-    ) -> tuple[float, NDArray[np.float64]]:
-        """Mean loss and class probabilities, shape (n, classes), of events that are not trained on."""
+    def _train(self, chunk: Chunk, batch_size: int) -> float:
+        """The steps of a chunk; returns a loss that is finite if that of each step is."""
+        loss = 0.0
+        for x, y, weights in self._batches(chunk, batch_size):
+            logs = self.native.train_on_batch(x, y, sample_weight=weights, return_dict=True)
+            loss += float(logs["loss"])
+        return loss
+
+    def _batches(self, chunk: Chunk, batch_size: int) -> Iterator[tuple[Any, NDArray[Any], NDArray[np.float32] | None]]:
+        targets = self._targets(chunk.targets)
+        for first in range(0, chunk.rows.size, batch_size):
+            piece = slice(first, first + batch_size)
+            weights = None if chunk.weights is None else chunk.weights[piece]
+            yield self._fed(chunk.values[piece], chunk.mask[piece]), targets[piece], weights
+
+    def evaluate(self, chunk: Chunk) -> tuple[float, NDArray[np.float64]]:
+        """Mean of the model's own loss over events that are not trained on, and their predictions."""
         with explained(self._path):
-            output = np.asarray(self.model.predict_on_batch(self._feed(values, mask)))
-            loss = self.model.compute_loss(y=self._targets(targets), y_pred=self._keras.ops.convert_to_tensor(output))
-        return float(self._keras.ops.convert_to_numpy(loss)), self._probabilities(output)
+            output = np.asarray(self.native.predict_on_batch(self._fed(chunk.values, chunk.mask)))
+            loss = self.native.compute_loss(
+                y=self._tensor(self._targets(chunk.targets)),
+                y_pred=self._tensor(output),
+                sample_weight=None if chunk.weights is None else self._tensor(chunk.weights),
+            )
+        return float(self._keras.ops.convert_to_numpy(loss)), self._predictions(output)
 
     def predict(self, values: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Class probabilities, shape (n, classes)."""
+        """Probabilities, shape (n, classes), or values, shape (n, 1)."""
         with explained(self._path):
-            return self._probabilities(np.asarray(self.model.predict_on_batch(self._feed(values, mask))))
+            return self._predictions(np.asarray(self.native.predict_on_batch(self._fed(values, mask))))
 
-    def save(self, path: Path) -> None:
+    def save(self, folder: Path) -> str:
         """Write the model in Keras' own format."""
         with explained(self._path):
-            self.model.save(path)
+            self.native.save(folder / MODEL_FILE)
+        return MODEL_FILE
 
-    def _feed(self, values: NDArray[np.float32], mask: NDArray[np.bool_]) -> Any:
+    def save_state(self, folder: Path) -> None:
+        """Write weights (with the seeds of the layers), the optimizer's variables, and the random state."""
+        variables = [np.array(variable.numpy()) for variable in self._variables()]
+        arrays = {f"variable_{number}": array for number, array in enumerate(variables)}
+        arrays |= {f"random_{name}": array for name, array in random_state().items()}
+        with (folder / _STATE_FILE).open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+
+    def load_state(self, folder: Path) -> None:
+        """Take up what `save_state` wrote. Raises MlaasError for a checkpoint of another model."""
+        try:
+            with np.load(folder / _STATE_FILE, allow_pickle=False) as arrays:
+                state = {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError) as error:
+            raise MlaasError(f"The checkpoint {folder} cannot be read ({describe(error)}).", "Train again.") from error
+        variables = self._variables()
+        saved = [state.get(f"variable_{number}") for number in range(len(variables))]
+        if [array is not None and array.shape for array in saved] != [tuple(variable.shape) for variable in variables]:
+            raise MlaasError(f"The checkpoint {folder} is of another model than {self._path}.", "Train again.")
+        for variable, array in zip(variables, saved, strict=True):
+            variable.assign(array)
+        set_random_state({name.removeprefix("random_"): array for name, array in state.items() if "random_" in name})
+
+    def _variables(self) -> list[Any]:
+        """All that the next step depends on: weights, seeds of the layers, the optimizer's variables."""
+        optimizer = self.native.optimizer
+        if not optimizer.built:
+            optimizer.build(self.native.trainable_variables)
+        return [*self.native.variables, *optimizer.variables]
+
+    def _tensor(self, array: NDArray[Any]) -> Any:
+        return self._keras.ops.convert_to_tensor(array)
+
+    def _fed(self, values: NDArray[np.float32], mask: NDArray[np.bool_]) -> Any:
         if not self._inputs:
             return values
         return [
@@ -137,58 +188,38 @@ class KerasClassifier:
         ]
 
     def _as_input(self, number: int, mask: NDArray[np.bool_]) -> NDArray[Any]:
-        return mask.astype(self._keras.backend.standardize_dtype(self.model.inputs[number].dtype))
+        dtype: str = self._keras.backend.standardize_dtype(self.native.inputs[number].dtype)
+        return mask.astype(dtype)
 
-    def _targets(self, targets: NDArray[np.int64]) -> NDArray[Any]:
-        """Class numbers as the model's loss takes them."""
+    def _targets(self, targets: NDArray[Any]) -> NDArray[Any]:
+        """Targets as the model's loss takes them."""
         if self._one_hot:
             return np.eye(self._outputs, dtype=np.float32)[targets]
         if self._outputs == 1:
             return targets[:, None].astype(np.float32)
         return targets
 
-    def _probabilities(self, output: NDArray[Any]) -> NDArray[np.float64]:
+    def _predictions(self, output: NDArray[Any]) -> NDArray[np.float64]:
         scores = self._activation(output.astype(np.float64))
-        if not np.isfinite(scores).all():
-            raise MlaasError(f"The model {self._path} gives NaN or infinite outputs.", "Lower the learning rate.")
-        if scores.min() < -_TOLERANCE or scores.max() > 1 + _TOLERANCE:
-            raise UsageError(
-                f"{self._path}: the model's outputs are no probabilities ({scores.min():.3g} to {scores.max():.3g}).",
-                "End it with sigmoid or softmax, or compile it with a loss object that has from_logits=True.",
-            )
-        if self._outputs == 1:
-            return np.concatenate([1.0 - scores, scores], axis=1)
-        return scores
+        if self._task.kind == "regression":
+            return values_of(scores, self._path)
+        return probabilities(
+            scores,
+            self._path,
+            "End it with sigmoid or softmax, or compile it with a loss object that has from_logits=True.",
+        )
 
 
-def load_classifier(path: Path, classes: int, values: NDArray[np.float32], mask: NDArray[np.bool_]) -> KerasClassifier:
-    """A saved model, ready to predict; `values` and `mask` are a few events to check it with.
-
-    Raises MlaasError when the file cannot be loaded.
-    """
+def load_keras(file: Path, task: Task) -> KerasAdapter:
+    """A saved model. Raises MlaasError when the file cannot be loaded."""
     keras = start_keras()
     try:
-        model = keras.models.load_model(path)
+        model = keras.models.load_model(file)
     except Exception as error:
-        raise MlaasError(f"The model {path} cannot be loaded ({describe(error)}).") from error
-    classifier = KerasClassifier(model, classes, path)
-    classifier.check(values, mask)
-    return classifier
+        raise MlaasError(f"The model {file} cannot be loaded ({describe(error)}).") from error
+    return KerasAdapter(model, task, file)
 
 
 def _is_sparse(loss: Any) -> bool:
     name = loss if isinstance(loss, str) else getattr(loss, "name", None) or getattr(loss, "__name__", "")
     return "sparse" in str(name).lower()
-
-
-def _identity(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    return scores
-
-
-def _sigmoid(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 1.0 / (1.0 + np.exp(-np.clip(scores, -700.0, 700.0)))
-
-
-def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))

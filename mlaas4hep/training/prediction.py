@@ -12,8 +12,9 @@ from mlaas4hep.data.batches import Gatherer, PackedEvents
 from mlaas4hep.data.schema import FlatColumn, Schema
 from mlaas4hep.errors import UsageError
 from mlaas4hep.names import did_you_mean, listing
+from mlaas4hep.training.adapters import load_adapter
 from mlaas4hep.training.bundle import Bundle
-from mlaas4hep.training.keras_adapter import load_classifier
+from mlaas4hep.training.contract import Task
 from mlaas4hep.training.metrics import decide
 
 
@@ -29,7 +30,9 @@ def predict_events(bundle: Bundle, events: Sequence[Mapping[str, Any]]) -> list[
     Raises UsageError for missing and unknown names (with near misses) and for values of the wrong form.
     """
     values, mask = input_vectors(bundle.schema, events)
-    model = load_classifier(bundle.folder / "model.keras", len(bundle.classes), values, mask)
+    task = Task("classification", bundle.classes)
+    model = load_adapter("keras", bundle.folder / "model.keras", task, bundle.schema, bundle.folder / "model.py")
+    model.check(values, mask)
     probabilities = model.predict(values, mask)
     decisions = decide(probabilities, bundle.threshold)
     return [
