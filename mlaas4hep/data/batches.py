@@ -6,17 +6,21 @@ batch holds events of all files in proportion to their sizes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mlaas4hep.data import kernels
 from mlaas4hep.data.schema import Schema
 from mlaas4hep.data.store import PackedStore, StoredFile
 
-_CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES = 32 * 2**20
 _CHUNK_EVENTS = 8192
+_STRETCH_EVENTS = 2**16
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,12 @@ class Gatherer:
     """Turns ragged events into input vectors of one schema; used alike for training and for prediction."""
 
     def __init__(self, schema: Schema) -> None:
-        flat = len(schema.flat)
-        low = np.array(schema.low, dtype=np.float64)
-        with np.errstate(over="ignore"):
-            width = np.array(schema.high, dtype=np.float64) - low
-        scale = np.divide(1.0, width, out=np.zeros_like(width), where=width > 0)
+        width = np.array(schema.width, dtype=np.float64)
         self.schema = schema
-        self._flat = flat
-        self._low = low
-        self._scale = scale
+        self._shift = np.array(schema.shift, dtype=np.float64)
+        self._factor = np.divide(1.0, width, out=np.zeros_like(width), where=width > 0)
         self._room = np.array([column.multiplicity for column in schema.jagged], dtype=np.int64)
-        self._place = flat + np.cumsum(self._room) - self._room
+        self._place = len(schema.flat) + np.cumsum(self._room) - self._room
 
     def gather(
         self,
@@ -66,7 +65,7 @@ class Gatherer:
         values: NDArray[np.float32],
         mask: NDArray[np.bool_],
     ) -> None:
-        """Write the input vectors of some events.
+        """Write the input vectors of some events; a list longer than its room is cut.
 
         Args:
             events: where the values are.
@@ -74,58 +73,48 @@ class Gatherer:
             values: shape (n, idim), C-contiguous; overwritten.
             mask: shape (n, idim), C-contiguous; overwritten, True where there is no value.
         """
-        values.fill(self.schema.fill)
-        mask.fill(True)
-        begin = events.offsets[rows]
-        if self._flat:
-            raw = events.values[begin[:, None] + np.arange(self._flat)].astype(np.float64)
-            present = np.isfinite(raw)
-            scaled = (raw - self._low[: self._flat]) * self._scale[: self._flat]
-            np.copyto(values[:, : self._flat], scaled, where=present, casting="same_kind")
-            np.logical_not(present, out=mask[:, : self._flat])
-        if self._room.size:
-            self._gather_jagged(events, rows, begin + self._flat, values.reshape(-1), mask.reshape(-1))
-
-    def _gather_jagged(
-        self,
-        events: PackedEvents,
-        rows: NDArray[np.int64],
-        begin: NDArray[np.int64],
-        values: NDArray[np.float32],
-        mask: NDArray[np.bool_],
-    ) -> None:
-        """Scatter the jagged values; a list longer than its room is cut. `values` and `mask` are flattened."""
-        counts = events.counts[rows].astype(np.int64)
-        first = (begin[:, None] + np.cumsum(counts, axis=1) - counts).ravel()
-        lengths = np.minimum(counts, self._room).ravel()
-        within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        target = (np.arange(rows.size)[:, None] * self.schema.idim + self._place).ravel()
-        feature = np.repeat(np.tile(np.arange(self._flat, self._flat + self._room.size), rows.size), lengths)
-        raw = events.values[np.repeat(first, lengths) + within].astype(np.float64)
-        place = np.repeat(target, lengths) + within
-        present = np.isfinite(raw)
-        if not present.all():
-            raw, place, feature = raw[present], place[present], feature[present]
-        values[place] = (raw - self._low[feature]) * self._scale[feature]
-        mask[place] = False
+        kernels.gather(
+            events.values,
+            events.offsets,
+            events.counts,
+            rows,
+            self._shift,
+            self._factor,
+            self._room,
+            self._place,
+            self.schema.fill,
+            values,
+            mask,
+        )
 
 
-def mixed(groups: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+def mixed(groups: Sequence[NDArray[np.integer[Any]]], start: float = 0.0, stop: float = 1.0) -> NDArray[np.int64]:
     """Interleave groups of rows so that every stretch holds them in proportion to their sizes, each in its own order.
 
     The i-th of n rows of a group goes to the place (i + 1/2) / n of the whole.
+
+    Args:
+        groups: the rows.
+        start, stop: which stretch of the whole, of [0, 1).
     """
-    places = np.concatenate([(np.arange(group.size) + 0.5) / max(group.size, 1) for group in groups])
-    return np.concatenate(groups)[np.argsort(places, kind="stable")]
+    places, rows = [], []
+    for group in groups:
+        # the rows whose places are in [start, stop)
+        first, last = (max(int(np.ceil(group.size * edge - 0.5)), 0) for edge in (start, stop))
+        places.append((np.arange(first, last) + 0.5) / max(group.size, 1))
+        rows.append(group[first:last])
+    return np.concatenate(rows)[np.argsort(np.concatenate(places), kind="stable")].astype(np.int64)
 
 
-def rows_of_part(store: PackedStore, part: int) -> list[NDArray[np.int64]]:
+def rows_of_part(store: PackedStore, part: int) -> list[NDArray[np.integer[Any]]]:
     """The rows of each file that belong to one part, in the order of their entries."""
     return [_rows(store, file, part) for file in store.facts.files]
 
 
-def _rows(store: PackedStore, file: StoredFile, part: int) -> NDArray[np.int64]:
-    return file.start + np.flatnonzero(store.parts[file.start : file.stop] == part)
+def _rows(store: PackedStore, file: StoredFile, part: int) -> NDArray[np.integer[Any]]:
+    # 32 bits where they suffice: these are the arrays that grow with the events
+    dtype = np.uint32 if store.facts.events < 2**32 else np.int64
+    return (np.flatnonzero(store.parts[file.start : file.stop] == part) + file.start).astype(dtype)
 
 
 class Batches:
@@ -145,7 +134,7 @@ class Batches:
         self,
         store: PackedStore,
         schema: Schema,
-        groups: Sequence[NDArray[np.int64]],
+        groups: Sequence[NDArray[np.integer[Any]]],
         *,
         batch_size: int,
         chunk_size: int = -1,
@@ -163,22 +152,33 @@ class Batches:
         self._values = np.empty((chunk, schema.idim), dtype=np.float32)
         self._mask = np.empty((chunk, schema.idim), dtype=np.bool_)
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """All rows, in the order in which an epoch takes them."""
-        if not self._shuffle:
-            return mixed(self._groups)
-        generator = np.random.default_rng([self._seed, epoch])
-        return mixed([generator.permutation(group) for group in self._groups])
+    def order(self, epoch: int) -> Iterator[NDArray[np.int64]]:
+        """All rows in the order in which an epoch, counted from 0, takes them, a stretch at a time."""
+        groups = self._groups
+        if self._shuffle:
+            generator = np.random.default_rng([self._seed, epoch])
+            groups = [generator.permutation(group) for group in groups]
+        edges = np.linspace(0.0, 1.0, max(self.events // _STRETCH_EVENTS, 1) + 1)
+        for start, stop in itertools.pairwise(edges):
+            yield mixed(groups, start, stop)
 
     def chunks(self, epoch: int) -> Iterator[Batch]:
         """The events of one epoch, counted from 0: a whole number of batches at a time, but for the last."""
-        order = self.order(epoch)
         chunk = self._values.shape[0]
-        for start in range(0, order.size, chunk):
-            rows = order[start : start + chunk]
-            values, mask = self._values[: rows.size], self._mask[: rows.size]
-            self._gatherer.gather(self._packed, rows, values, mask)
-            yield Batch(rows, values, mask)
+        waiting = np.empty(0, dtype=np.int64)
+        for stretch in self.order(epoch):
+            waiting = np.concatenate([waiting, stretch])
+            ready = waiting.size // chunk * chunk
+            for start in range(0, ready, chunk):
+                yield self._gathered(waiting[start : start + chunk])
+            waiting = waiting[ready:]
+        if waiting.size:
+            yield self._gathered(waiting)
+
+    def _gathered(self, rows: NDArray[np.int64]) -> Batch:
+        values, mask = self._values[: rows.size], self._mask[: rows.size]
+        self._gatherer.gather(self._packed, rows, values, mask)
+        return Batch(rows, values, mask)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch, counted from 0."""
@@ -189,7 +189,7 @@ class Batches:
 
 
 def _chunk_events(chunk_size: int, batch_size: int, idim: int, events: int) -> int:
-    """Number of events of a chunk: whole batches, bounded by 64 MiB of values."""
+    """Number of events of a chunk: whole batches, bounded by 32 MiB of values."""
     wanted = chunk_size if chunk_size > 0 else _CHUNK_EVENTS
     fitting = max(_CHUNK_BYTES // (4 * idim), 1)
     batches = max(min(wanted, fitting, events) // batch_size, 1)

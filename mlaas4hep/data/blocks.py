@@ -33,13 +33,16 @@ class JaggedValues:
     values: NDArray[Any]
 
 
+Column = FlatValues | JaggedValues
+
+
 @dataclass(frozen=True)
 class Block:
     """Consecutive entries [start, stop) of a source."""
 
     start: int
     stop: int
-    columns: dict[str, FlatValues | JaggedValues]
+    columns: dict[str, Column]
 
 
 @dataclass(frozen=True)

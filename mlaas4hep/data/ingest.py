@@ -12,29 +12,34 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 import mlaas4hep
-from mlaas4hep.data.blocks import Block, FileFacts, FlatValues, JaggedValues, Reader
+from mlaas4hep.data.blocks import Block, Column, FileFacts, FlatValues, Reader
 from mlaas4hep.data.formats import open_source
-from mlaas4hep.data.schema import Branch, FlatColumn, Selection, common_branches
+from mlaas4hep.data.packing import Inputs, flat_values, inputs_of, pack
+from mlaas4hep.data.schema import Branch, Selection, common_branches
 from mlaas4hep.data.sources import Source
-from mlaas4hep.data.split import Part, split_parts
-from mlaas4hep.data.statistics import RunningStatistics
-from mlaas4hep.data.store import STORE_FORMAT, PackedStore, StoredFile, StoreFacts, StoreWriter
+from mlaas4hep.data.split import positions
+from mlaas4hep.data.statistics import FeatureStatistics, RunningStatistics, sampled
+from mlaas4hep.data.store import STORE_FORMAT, Cut, PackedStore, StoredFile, StoreFacts, StoreWriter, write_facts
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.names import listing
+
+if TYPE_CHECKING:
+    from mlaas4hep.data.preprocessing import Preprocessing
 
 Watch = Callable[[int, int], None]
 _EXACT_INTEGER = 2**24
 _ALWAYS_EXACT = ("bool", "int8", "uint8", "int16", "uint16")
+_SAMPLED_EVENTS = 4_000
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,14 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "mlaas4hep"
 
 
-def scan(sources: Sequence[Source]) -> tuple[list[ScannedFile], dict[str, Branch], list[str]]:
+def scan(
+    sources: Sequence[Source], differing: Literal["common", "error"] = "common"
+) -> tuple[list[ScannedFile], dict[str, Branch], list[str]]:
     """Open every file once for its entries and branches.
+
+    Args:
+        sources: the files.
+        differing: what to do where the files' branches differ: go on with those in common, or refuse.
 
     Returns the files that have entries, the branches that they have in common, and notes worth telling.
     Raises MlaasError for a file that cannot be read, and when no file has entries.
@@ -72,7 +83,7 @@ def scan(sources: Sequence[Source]) -> tuple[list[ScannedFile], dict[str, Branch
             f"{listing([str(file.source) for file in files])}: no entries.", "Name files with events in them."
         )
     notes = [f"{file.source} has no entries and is left out." for file in files if not file.entries]
-    common, differences = common_branches({str(file.source): file.branches for file in filled})
+    common, differences = common_branches({str(file.source): file.branches for file in filled}, differing)
     return filled, common, notes + differences
 
 
@@ -98,6 +109,7 @@ def ingest(
     *,
     split: float,
     nevts: int = -1,
+    preprocessing: Preprocessing | None = None,
     cache: Path | None = None,
     watch: Watch | None = None,
 ) -> PackedStore:
@@ -106,23 +118,24 @@ def ingest(
     Args:
         files: what `scan` found.
         selection: the inputs.
-        split: fraction of the events kept away from training; the statistics cover the training events.
+        split: fraction of the events kept away from training; the store itself does not depend on it.
         nevts: number of events to read from all files together, -1 for all.
+        preprocessing: what is done to the branches before they become inputs.
         cache: folder of the stores, by default `cache_folder()`.
         watch: told the number of events read so far, and of all.
 
     Raises MlaasError for damaged data, for a file that changes meanwhile, and for integers that float32 cannot hold.
     """
     shares = share_events([file.entries for file in files], nevts)
-    key = content_key(files, selection, shares, split)
+    key = content_key(files, selection, shares, preprocessing)
     cache = cache or cache_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(cache / f"{key}.lock"):
             final = cache / key
             if not (final / "store.json").is_file():
-                _build(final, key, files, selection, shares, split, watch)
-            return PackedStore(final)
+                _build(final, _Job(key, files, selection, shares, preprocessing, watch))
+            return PackedStore(final, split)
     except OSError as error:
         raise MlaasError(
             f"The store in {cache} cannot be written: {error.strerror or error}.",
@@ -130,8 +143,13 @@ def ingest(
         ) from error
 
 
-def content_key(files: Sequence[ScannedFile], selection: Selection, shares: Sequence[int], split: float) -> str:
-    """Name of a store: a digest of the files' state, the inputs, the split, the store's format and this version."""
+def content_key(
+    files: Sequence[ScannedFile],
+    selection: Selection,
+    shares: Sequence[int],
+    preprocessing: Preprocessing | None = None,
+) -> str:
+    """Name of a store: a digest of the files' state, the inputs, preprocessing, the store's format and this version."""
     content = {
         "format": STORE_FORMAT,
         "version": mlaas4hep.__version__,
@@ -150,7 +168,9 @@ def content_key(files: Sequence[ScannedFile], selection: Selection, shares: Sequ
         "flat": [asdict(column) for column in selection.flat],
         "jagged": selection.jagged,
         "label": selection.label,
-        "split": split,
+        "weight": selection.weight,
+        "missing": selection.missing,
+        "preprocessing": preprocessing.digest if preprocessing else "",
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -163,147 +183,163 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _build(
-    final: Path,
-    key: str,
-    files: Sequence[ScannedFile],
-    selection: Selection,
-    shares: Sequence[int],
-    split: float,
-    watch: Watch | None,
-) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """What goes into a store."""
+
+    key: str
+    files: Sequence[ScannedFile]
+    selection: Selection
+    shares: Sequence[int]
+    preprocessing: Preprocessing | None
+    watch: Watch | None
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The branches to read."""
+        names = self.selection.branches
+        return self.preprocessing.required(names) if self.preprocessing else names
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.selection.flat) + self.selection.jagged
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """The arrays that not every store has."""
+        wanted = {
+            "entries": bool(self.preprocessing and self.preprocessing.cuts),
+            "labels": bool(self.selection.label),
+            "weights": bool(self.selection.weight),
+        }
+        return tuple(name for name, chosen in wanted.items() if chosen)
+
+
+def _build(final: Path, job: _Job) -> None:
     partial = final.with_name(f"{final.name}.partial")
     for left_over in (partial, final):
         shutil.rmtree(left_over, ignore_errors=True)
     partial.mkdir()
     with ExitStack() as undo:
         undo.callback(shutil.rmtree, partial, ignore_errors=True)
-        _fill(partial, key, files, selection, shares, split, watch)
+        _fill(partial, job)
         partial.rename(final)
         undo.pop_all()
 
 
-def _fill(
-    folder: Path,
-    key: str,
-    files: Sequence[ScannedFile],
-    selection: Selection,
-    shares: Sequence[int],
-    split: float,
-    watch: Watch | None,
-) -> None:
-    features = tuple(column.name for column in selection.flat) + selection.jagged
-    statistics = RunningStatistics(len(features))
+def _fill(folder: Path, job: _Job) -> None:
+    statistics = RunningStatistics(len(job.features))
     stored: list[StoredFile] = []
-    row, total = 0, sum(shares)
-    with StoreWriter(folder, len(selection.jagged), bool(selection.label)) as writer:
-        for file, share in zip(files, shares, strict=True):
-            with open_source(file.source) as tree:
-                _refuse_change(file, tree)
-                for block in tree.blocks(selection.branches, share):
-                    parts = split_parts(file.facts.identity, block.start, block.stop, split)
-                    _add_block(writer, statistics, block, selection, parts, file)
-                    if watch:
-                        watch(row + block.stop, total)
-                _refuse_change(file, tree)
-            stored.append(_stored(file, row, row + share))
-            row += share
-        facts = StoreFacts(
-            key, selection.flat, selection.jagged, selection.label, tuple(stored), statistics.results(features)
-        )
-    writer.finish(facts)
+    cuts = job.preprocessing.cuts if job.preprocessing else ()
+    passed = np.zeros(len(cuts), dtype=np.int64)
+    done, total, row = 0, sum(job.shares), 0
+    with StoreWriter(folder, job.optional) as writer:
+        for file, share in zip(job.files, job.shares, strict=True):
+            start = row
+            with open_source(file.source) as reader:
+                _refuse_change(file, reader)
+                for block in reader.blocks(job.needed, share):
+                    events, cut = _add_block(writer, statistics, block, job, file)
+                    row += events
+                    passed += cut
+                    if job.watch:
+                        job.watch(done + block.stop, total)
+                _refuse_change(file, reader)
+            stored.append(_stored(file, start, row, share))
+            done += share
+    if not row:
+        raise MlaasError("No event is left after the cuts.", "Loosen the cuts of the preprocessing.")
+    flow = (Cut("all", total), *(Cut(name, int(count)) for name, count in zip(cuts, passed, strict=True)))
+    facts = StoreFacts(
+        key=job.key,
+        flat=job.selection.flat,
+        jagged=job.selection.jagged,
+        label=job.selection.label,
+        weight=job.selection.weight,
+        missing=job.selection.missing,
+        files=tuple(stored),
+        statistics=statistics.results(job.features),
+        cut_flow=flow if job.preprocessing else (),
+    )
+    write_facts(folder, facts)
+    write_facts(folder, replace(facts, statistics=_with_samples(PackedStore(folder, 0.5))))
 
 
-def _stored(file: ScannedFile, start: int, stop: int) -> StoredFile:
+def _with_samples(store: PackedStore) -> tuple[FeatureStatistics, ...]:
+    """The statistics of a store, with what a sample of its events at equal distances tells."""
+    rows = np.unique(np.linspace(0, store.facts.events - 1, _SAMPLED_EVENTS).astype(np.int64))
+    flat, begin = len(store.facts.flat), store.offsets[rows]
+    counts = store.counts[rows].astype(np.int64)
+    found = []
+    for number, feature in enumerate(store.facts.statistics):
+        if number < flat:
+            values = store.values[begin + number]
+        else:
+            lengths = counts[:, number - flat]
+            first = begin + flat + counts[:, : number - flat].sum(axis=1)
+            within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            values = store.values[np.repeat(first, lengths) + within]
+        found.append(sampled(feature, values))
+    return tuple(found)
+
+
+def _stored(file: ScannedFile, start: int, stop: int, read: int) -> StoredFile:
     source, facts = file.source, file.facts
     return StoredFile(
-        source.path, source.tree, source.number, start, stop, file.entries, facts.size, facts.uuid, facts.identity
+        source.path, source.tree, source.number, start, stop, file.entries, read, facts.size, facts.uuid, facts.identity
     )
 
 
-def _refuse_change(file: ScannedFile, tree: Reader) -> None:
+def _refuse_change(file: ScannedFile, reader: Reader) -> None:
     now = Path(file.source.path).stat() if not file.source.remote else None
     state = f"{now.st_mtime_ns} {now.st_ctime_ns}" if now else file.facts.state
-    if state != file.facts.state or tree.facts != file.facts:
+    if state != file.facts.state or reader.facts != file.facts:
         raise MlaasError(f"{file.source.path} changed while it was read.", "Start again when it is complete.")
 
 
 def _add_block(
-    writer: StoreWriter,
-    statistics: RunningStatistics,
-    block: Block,
-    selection: Selection,
-    parts: NDArray[np.uint8],
-    file: ScannedFile,
-) -> None:
-    """Check, count and pack the entries of one block."""
-    _refuse_inexact(block, selection, file.source)
-    training = parts == Part.TRAIN
-    events, width = block.stop - block.start, len(selection.flat)
-    flat = np.empty((events, width), dtype=np.float32)
-    for number, column in enumerate(selection.flat):
-        flat[:, number] = _float32(_flat_column(block, column))
-        statistics.add(number, flat[:, number], training)
-    if width:
-        statistics.multiplicity[:width] = 1
-    jagged = [_jagged_column(block, name) for name in selection.jagged]
-    counts = np.empty((events, len(jagged)), dtype=np.int64)
-    for number, values in enumerate(jagged):
-        counts[:, number] = np.diff(values.offsets)
-        feature = width + number
-        statistics.multiplicity[feature] = max(
-            int(statistics.multiplicity[feature]), int(counts[:, number].max(initial=0))
-        )
-        statistics.add(feature, values.values, np.repeat(training, counts[:, number]))
-    sizes = width + counts.sum(axis=1)
-    labels = _labels(block, selection, file.source) if selection.label else None
-    writer.add(_packed(flat, jagged, counts, sizes), sizes, counts.astype(np.uint32), parts, labels)
+    writer: StoreWriter, statistics: RunningStatistics, block: Block, job: _Job, file: ScannedFile
+) -> tuple[int, NDArray[np.int64] | int]:
+    """Cut, check, count and pack the entries of one block; returns the events that are left, also after each cut."""
+    selection, columns = job.selection, block.columns
+    optional: dict[str, NDArray[Any]] = {}
+    numbers = positions(file.facts.identity, block.start, block.stop)
+    passed: NDArray[np.int64] | int = 0
+    if job.preprocessing:
+        try:
+            processed = job.preprocessing.apply(block)
+        except MlaasError as error:
+            raise type(error)(f"{file.source}: {error.message}", error.remedy) from error
+        columns, passed, numbers = processed.columns, processed.passed, numbers[processed.kept]
+        if "entries" in job.optional:
+            optional["entries"] = block.start + np.flatnonzero(processed.kept)
+    _refuse_inexact(columns, selection, file.source)
+    inputs = inputs_of(columns, numbers.size, selection.flat, selection.jagged, selection.missing)
+    packed = pack(inputs)
+    _count(statistics, inputs, packed.counts)
+    if selection.label:
+        optional["labels"] = _numbers(columns, selection.label, "label", file.source)
+    if selection.weight:
+        optional["weights"] = _numbers(columns, selection.weight, "weight", file.source)
+    writer.add(packed, positions=numbers, **optional)
+    return numbers.size, passed
 
 
-def _packed(
-    flat: NDArray[np.float32], jagged: Sequence[JaggedValues], counts: NDArray[np.int64], sizes: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """One event after another: its flat columns, then each jagged branch's values; shape (sizes.sum(),)."""
-    packed = np.empty(int(sizes.sum()), dtype=np.float32)
-    begin = np.cumsum(sizes) - sizes
-    width = flat.shape[1]
-    packed[(begin[:, None] + np.arange(width)).ravel()] = flat.ravel()
-    begin = begin + width
-    for number, column in enumerate(jagged):
-        place = np.arange(column.values.size) + np.repeat(begin - column.offsets[:-1], counts[:, number])
-        packed[place] = column.values
-        begin = begin + counts[:, number]
-    return packed
+def _count(statistics: RunningStatistics, inputs: Inputs, counts: NDArray[np.uint32]) -> None:
+    width = inputs.flat.shape[1]
+    for number in range(width):
+        statistics.add(number, np.ascontiguousarray(inputs.flat[:, number]))
+    statistics.multiplicity[:width] = 1
+    for number, column in enumerate(inputs.jagged):
+        statistics.add(width + number, column.values)
+        statistics.add_counts(width + number, counts[:, number])
 
 
-def _flat_column(block: Block, column: FlatColumn) -> NDArray[Any]:
-    """One flat column of a block, shape (n,)."""
-    values = block.columns[column.branch].values
-    if column.member:
-        return np.asarray(values[column.member])
-    if column.index >= 0:
-        return values.reshape(values.shape[0], -1)[:, column.index]
-    return values
-
-
-def _jagged_column(block: Block, name: str) -> JaggedValues:
-    column = block.columns[name]
-    if not isinstance(column, JaggedValues):
-        raise MlaasError(f"The branch {name} is not jagged in its data.", "Add it to exclude_branches.")
-    return JaggedValues(column.offsets, _float32(column.values))
-
-
-def _float32(values: NDArray[Any]) -> NDArray[np.float32]:
-    """As float32; a double beyond its range becomes infinite, and is counted as such."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return values.astype(np.float32)
-
-
-def _refuse_inexact(block: Block, selection: Selection, source: Source) -> None:
+def _refuse_inexact(columns: Mapping[str, Column], selection: Selection, source: Source) -> None:
     """Refuse integers that float32 would round: neighbouring event numbers would become the same input."""
-    columns = [(column.branch, _flat_column(block, column)) for column in selection.flat]
-    columns += [(name, block.columns[name].values) for name in selection.jagged]
-    inexact = sorted({branch for branch, values in columns if not _exact(values)})
+    pairs = [(column.branch, flat_values(columns, column)) for column in selection.flat]
+    pairs += [(name, columns[name].values) for name in selection.jagged]
+    inexact = sorted({branch for branch, values in pairs if not _exact(values)})
     if inexact:
         raise UsageError(
             f"{source} has integers that 32-bit floating point would round in {listing(inexact, 20)}.",
@@ -320,11 +356,12 @@ def _exact(values: NDArray[Any]) -> bool:
     return bool((values.astype(np.float32).astype(np.longdouble) == values.astype(np.longdouble)).all())
 
 
-def _labels(block: Block, selection: Selection, source: Source) -> NDArray[np.float64]:
-    column = block.columns[selection.label]
+def _numbers(columns: Mapping[str, Column], name: str, use: str, source: Source) -> NDArray[np.float64]:
+    """The finite numbers of a label or weight branch, one an event."""
+    column = columns[name]
     if not isinstance(column, FlatValues) or column.values.ndim != 1 or column.values.dtype.kind not in "biuf":
-        raise UsageError(f"The label branch {selection.label} of {source} is not one number an event.")
-    labels: NDArray[np.float64] = column.values.astype(np.float64)
-    if not np.isfinite(labels).all():
-        raise MlaasError(f"The label branch {selection.label} of {source} has NaN or infinite values.")
-    return labels
+        raise UsageError(f"The {use} branch {name} of {source} is not one number an event.")
+    numbers: NDArray[np.float64] = column.values.astype(np.float64)
+    if not np.isfinite(numbers).all():
+        raise MlaasError(f"The {use} branch {name} of {source} has NaN or infinite values.")
+    return numbers

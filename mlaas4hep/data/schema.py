@@ -23,13 +23,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.names import did_you_mean, is_pattern, listing, matching
 
-SCHEMA_FORMAT = 1
+SCHEMA_FORMAT = 2
+Scaling = Literal["minmax", "standard", "robust"]
 
 
 class Kind(StrEnum):
@@ -100,6 +102,8 @@ class Selection:
         flat: the flat columns, in the order of the input vector.
         jagged: the jagged branches, in the order of the input vector.
         label: the branch that holds the label, "" when labels come by file.
+        weight: the branch that holds each event's weight, "" without weights.
+        missing: values that stand for no value.
         ignored: branches that are no input though the files have them (identifiers, excluded, skipped).
         notes: what was left out and why, one sentence each.
     """
@@ -109,21 +113,27 @@ class Selection:
     label: str
     ignored: tuple[str, ...]
     notes: tuple[str, ...]
+    weight: str = ""
+    missing: tuple[float, ...] = ()
 
     @property
     def branches(self) -> tuple[str, ...]:
         """Every branch that has to be read, each once."""
         names = dict.fromkeys([column.branch for column in self.flat] + list(self.jagged))
-        if self.label:
-            names.setdefault(self.label)
+        for name in (self.label, self.weight):
+            if name:
+                names.setdefault(name)
         return tuple(names)
 
 
-def common_branches(files: Mapping[str, Sequence[Branch]]) -> tuple[dict[str, Branch], list[str]]:
+def common_branches(
+    files: Mapping[str, Sequence[Branch]], differing: Literal["common", "error"] = "common"
+) -> tuple[dict[str, Branch], list[str]]:
     """The branches that every file has with the same kind, and a note on those that only some have.
 
     Args:
         files: the branches of each file.
+        differing: `common` goes on with the branches in common, `error` refuses files whose branches differ.
 
     Raises MlaasError when a branch is of different kinds in two files.
     """
@@ -142,6 +152,12 @@ def common_branches(files: Mapping[str, Sequence[Branch]]) -> tuple[dict[str, Br
                     "Add it to exclude_branches, or train on files of one kind.",
                 )
     lost = sorted(everywhere - set(common))
+    if lost and differing == "error":
+        wanting = {name: next(file for file, table in tables.items() if name not in table) for name in lost}
+        raise MlaasError(
+            f"The files differ in their branches: {listing([f'{name} is not in {wanting[name]}' for name in lost])}.",
+            'Name the branches in selected_branches, or set "differing_branches": "common".',
+        )
     notes = [f"Branches that only some of the files have are left out: {listing(lost)}."] if lost else []
     return common, notes
 
@@ -164,6 +180,8 @@ def select(
     excluded: Sequence[str] = (),
     identifiers: Sequence[str] = (),
     label: str = "",
+    weight: str = "",
+    missing: Sequence[float] = (),
     notes: Sequence[str] = (),
 ) -> Selection:
     """Choose the inputs.
@@ -174,6 +192,8 @@ def select(
         excluded: names and patterns of branches that are no input.
         identifiers: names and patterns of branches that tell events apart and are no input.
         label: the branch that holds the label.
+        weight: the branch that holds each event's weight.
+        missing: values that stand for no value.
         notes: what was already found worth telling.
 
     Raises UsageError for names that no file has (with near misses), for an exactly named branch that cannot be an
@@ -183,8 +203,7 @@ def select(
     dropped = _matched(excluded, branches, "exclude_branches", told) | _matched(
         identifiers, branches, "identifier", told
     )
-    if label:
-        dropped.add(label)
+    dropped |= {name for name in (label, weight) if name}
     chosen = _matched(selected, branches, "selected_branches", told) if selected else set(branches)
     chosen -= dropped
     for name in sorted(chosen & {name for name in selected if not is_pattern(name) or name in branches}):
@@ -205,7 +224,8 @@ def select(
         )
     _refuse_equal_names([column.name for column in columns] + list(jagged))
     used = {column.branch for column in columns} | set(jagged)
-    return Selection(columns, jagged, label, tuple(sorted(set(branches) - used)), tuple(told))
+    ignored = tuple(sorted(set(branches) - used))
+    return Selection(columns, jagged, label, ignored, tuple(told), weight, tuple(missing))
 
 
 def _matched(patterns: Sequence[str], branches: Mapping[str, Branch], parameter: str, notes: list[str]) -> set[str]:
@@ -276,19 +296,32 @@ def _refuse_equal_names(names: Sequence[str]) -> None:
         seen.add(name)
 
 
+@dataclass(frozen=True)
+class InputBranch:
+    """A branch that has to be read for the inputs, with the kind that it had in the training files."""
+
+    name: str
+    kind: Kind
+
+
 class Schema(BaseModel):
     """The layout of the input vector with its scaling: what was trained, and therefore what is predicted with.
 
-    A column's value is `(raw - low) / (high - low)`, so that the training events lie in [0, 1]; a constant column is 0.
-    Padding, NaN and infinities become `fill` and are marked with 1 in the mask.
+    A column's value is `(raw - shift) / width`, and 0 where the width is 0. `minmax` brings all events to [0, 1],
+    `standard` to mean 0 and standard deviation 1, `robust` to median 0 and interquartile range 1. Padding, NaN,
+    infinities and the values of `missing` become `fill` and are marked with 1 in the mask.
 
     Attributes:
         flat: the flat columns, in order.
         jagged: the jagged branches, in order.
-        low: smallest training value of each feature (flat columns, then jagged branches).
-        high: largest training value of each feature.
+        scaling: how shift and width follow from the statistics.
+        shift: subtracted from each feature (flat columns, then jagged branches).
+        width: what each feature is divided by.
         fill: what the model sees where there is no value.
+        missing: values that stand for no value.
         ignored: branches of the training files that are no input.
+        inputs: the branches to read; before preprocessing, if there is one.
+        preprocessing: what is done to the branches first, as the JSON of `preproc.json`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -296,10 +329,14 @@ class Schema(BaseModel):
     format: int = SCHEMA_FORMAT
     flat: tuple[FlatColumn, ...]
     jagged: tuple[JaggedColumn, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    scaling: Scaling = "minmax"
+    shift: tuple[float, ...]
+    width: tuple[float, ...]
     fill: float = 0.0
+    missing: tuple[float, ...] = ()
     ignored: tuple[str, ...] = ()
+    inputs: tuple[InputBranch, ...] = ()
+    preprocessing: dict[str, Any] | None = None
 
     @property
     def idim(self) -> int:

@@ -1,24 +1,53 @@
-"""Statistics of the inputs, gathered block by block while the files are read."""
+"""Statistics of the inputs, gathered block by block while the files are read; memory does not grow with the events."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mlaas4hep.data import kernels
+
+MULTIPLICITY_QUANTILES = (0.5, 0.9, 0.99, 0.999)
+VALUE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_LONGEST_NINES = 8
+_SENTINELS = frozenset(
+    sign * value
+    for sign in (-1.0, 1.0)
+    for value in [
+        *(float("9" * digits) for digits in range(1, _LONGEST_NINES)),
+        1e3,
+        1e4,
+        1e5,
+        1e6,
+        1e9,
+        1e10,
+        1e20,
+        1e30,
+    ]
+) | {float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)}
+_SENTINEL_SHARE = 1e-3
+# multiplicities are counted one by one up to here; quantiles beyond are the maximum
+_COUNTED = 4096
+
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """One flat column or jagged branch.
+    """One flat column or jagged branch, over all events.
 
     Attributes:
         name: the column or branch.
-        count: finite values of training events.
+        count: finite values.
         minimum, maximum, mean, deviation: over those values; 0 when there are none.
-        nan, infinite: values that are NaN or infinite in float32, over all events.
-        multiplicity: largest number of values in one event, over all events (1 for a flat column).
+        nan, infinite: values that are NaN or infinite in float32.
+        multiplicity: largest number of values in one event (1 for a flat column).
+        multiplicity_quantiles: number of values that a fraction 0.5, 0.9, 0.99, 0.999 of the events does not exceed.
+        sentinels: values such as -999 that seem to stand for no value, with their share of the values.
+        quantiles: 0.05, 0.25, 0.5, 0.75 and 0.95 quantile of the values; empty without values.
+
+    Sentinels and quantiles are those of a sample of the events.
     """
 
     name: str
@@ -30,6 +59,9 @@ class FeatureStatistics:
     nan: int
     infinite: int
     multiplicity: int
+    multiplicity_quantiles: tuple[int, ...] = ()
+    sentinels: tuple[tuple[float, float], ...] = ()
+    quantiles: tuple[float, ...] = ()
 
 
 class RunningStatistics:
@@ -45,37 +77,36 @@ class RunningStatistics:
         self.nan = np.zeros(features, dtype=np.int64)
         self.infinite = np.zeros(features, dtype=np.int64)
         self.multiplicity = np.zeros(features, dtype=np.int64)
+        self._events = np.zeros((features, _COUNTED), dtype=np.int64)
         self._mean = np.zeros(features)
         self._spread = np.zeros(features)
 
-    def add(self, feature: int, values: NDArray[np.float32], training: NDArray[np.bool_]) -> None:
-        """Take in values of one feature.
-
-        Args:
-            feature: its number.
-            values: shape (n,), as they are stored.
-            training: shape (n,), whether the value belongs to a training event.
-        """
-        finite = np.isfinite(values)
-        if not finite.all():
-            nan = int(np.isnan(values).sum())
-            self.nan[feature] += nan
-            self.infinite[feature] += int((~finite).sum()) - nan
-            training = training & finite
-        chosen = values[training]
-        if chosen.size:
-            self._combine(feature, chosen)
-
-    def _combine(self, feature: int, values: NDArray[np.float32]) -> None:
-        mean = float(values.mean(dtype=np.float64))
-        spread = float(np.square(values - mean, dtype=np.float64).sum())
-        before, new = int(self.count[feature]), values.size
-        shift = mean - self._mean[feature]
+    def add(self, feature: int, values: NDArray[np.float32]) -> None:
+        """Take in values of one feature, shape (n,), as they are stored."""
+        if not self.count[feature]:
+            # sums around a value of the data keep their precision where the mean is far from zero
+            self._mean[feature] = values[np.isfinite(values).argmax()] if values.size else 0.0
+            self._mean[feature] = self._mean[feature] if np.isfinite(self._mean[feature]) else 0.0
+        sums = kernels.measure(values, float(self._mean[feature]))
+        self.nan[feature] += sums[kernels.NAN]
+        self.infinite[feature] += sums[kernels.INFINITE]
+        new = int(sums[kernels.COUNT])
+        if not new:
+            return
+        shift = sums[kernels.FIRST] / new
+        spread = sums[kernels.SECOND] - sums[kernels.FIRST] * shift
+        before = int(self.count[feature])
         self._mean[feature] += shift * new / (before + new)
-        self._spread[feature] += spread + shift**2 * before * new / (before + new)
+        self._spread[feature] += max(spread, 0.0) + shift**2 * before * new / (before + new)
         self.count[feature] = before + new
-        self.minimum[feature] = min(self.minimum[feature], float(values.min()))
-        self.maximum[feature] = max(self.maximum[feature], float(values.max()))
+        self.minimum[feature] = min(self.minimum[feature], sums[kernels.MINIMUM])
+        self.maximum[feature] = max(self.maximum[feature], sums[kernels.MAXIMUM])
+
+    def add_counts(self, feature: int, counts: NDArray[np.uint32]) -> None:
+        """Take in the number of values of each event, shape (n,)."""
+        if counts.size:
+            self.multiplicity[feature] = max(int(self.multiplicity[feature]), int(counts.max()))
+            self._events[feature] += np.bincount(np.minimum(counts, _COUNTED - 1), minlength=_COUNTED)
 
     def results(self, names: tuple[str, ...]) -> tuple[FeatureStatistics, ...]:
         """The statistics so far, one a feature."""
@@ -97,5 +128,37 @@ class RunningStatistics:
             nan=int(self.nan[feature]),
             infinite=int(self.infinite[feature]),
             multiplicity=int(self.multiplicity[feature]),
+            multiplicity_quantiles=self._multiplicity_quantiles(feature),
             **chosen,
         )
+
+    def _multiplicity_quantiles(self, feature: int) -> tuple[int, ...]:
+        reached = np.cumsum(self._events[feature])
+        if not reached[-1]:
+            return ()
+        places = [int(np.searchsorted(reached, quantile * reached[-1])) for quantile in MULTIPLICITY_QUANTILES]
+        return tuple(place if place < _COUNTED - 1 else int(self.multiplicity[feature]) for place in places)
+
+
+def sampled(feature: FeatureStatistics, values: NDArray[np.float32]) -> FeatureStatistics:
+    """The statistics of a feature with the quantiles and the sentinels of a sample of its values, shape (n,)."""
+    finite = np.sort(values[np.isfinite(values)].astype(np.float64))
+    if not finite.size:
+        return feature
+    return replace(
+        feature,
+        quantiles=tuple(np.quantile(finite, VALUE_QUANTILES).tolist()),
+        sentinels=_sentinels(finite),
+    )
+
+
+def _sentinels(values: NDArray[np.float64]) -> tuple[tuple[float, float], ...]:
+    """The least and the greatest value, where they are typical sentinels and far from all other values (sorted)."""
+    found = []
+    for extreme, others in ((values[0], values[values > values[0]]), (values[-1], values[values < values[-1]])):
+        share = 1.0 - others.size / values.size
+        if float(extreme) not in _SENTINELS or share < _SENTINEL_SHARE or not others.size:
+            continue
+        if np.abs(others - extreme).min() >= abs(extreme) / 2:
+            found.append((float(extreme), share))
+    return tuple(found)

@@ -36,7 +36,6 @@ def test_changed_contents_and_parameters_get_a_store_of_their_own(stored, workfl
     file = workflow_folder / "signal.root"
     keys = [stored([file], identifiers=["event"]).facts.key]
     keys.append(stored([file], identifiers=["event"], nevts=100).facts.key)
-    keys.append(stored([file], identifiers=["event"], split=0.5).facts.key)
     keys.append(stored([file], identifiers=["event"], excluded=["MET_pt"]).facts.key)
     times = file.stat()
     file.write_bytes(file.read_bytes())
@@ -138,5 +137,5 @@ def test_a_killed_ingest_leaves_no_store_and_the_next_run_is_as_if_nothing_happe
     assert stores(own_store) == [after.facts.key]
     monkeypatch.setenv("MLAAS4HEP_CACHE", str(tmp_path / "other"))
     undisturbed = stored([file], identifiers=["event"])
-    for name in ("values.f32", "offsets.i64", "counts.u32", "parts.u8", "store.json"):
+    for name in ("values.f32", "offsets.i64", "counts.u32", "positions.u32", "store.json"):
         assert (after.folder / name).read_bytes() == (undisturbed.folder / name).read_bytes()

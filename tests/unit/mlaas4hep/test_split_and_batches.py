@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from mlaas4hep.data.batches import Batches, mixed, rows_of_part
 from mlaas4hep.data.ingest import share_events
-from mlaas4hep.data.split import Part, entry_hash, split_parts
+from mlaas4hep.data.split import Part, entry_hash, fold_parts, parts_of, positions
 
 
 def splitmix64(start: int, entry: int) -> int:
@@ -30,11 +31,20 @@ def test_the_hash_is_splitmix64() -> None:
 
 
 def test_the_parts_have_their_fractions_and_do_not_depend_on_where_one_starts() -> None:
-    parts = split_parts("file", 0, 100_000, 0.3)
+    numbers = positions("file", 0, 100_000)
+    parts = parts_of(numbers, 0.3)
     fractions = np.bincount(parts, minlength=3) / parts.size
     assert fractions == pytest.approx([0.7, 0.15, 0.15], abs=0.005)
-    assert np.array_equal(split_parts("file", 40_000, 50_000, 0.3), parts[40_000:50_000])
-    assert not np.array_equal(split_parts("other", 0, 100_000, 0.3), parts)
+    assert np.array_equal(positions("file", 40_000, 50_000), numbers[40_000:50_000])
+    assert not np.array_equal(positions("other", 0, 100_000), numbers)
+
+
+def test_every_event_tests_in_one_fold_and_validates_in_another() -> None:
+    numbers = positions("file", 0, 10_000)
+    parts = np.stack([fold_parts(numbers, 5, fold) for fold in range(5)])
+    assert ((parts == Part.TEST).sum(axis=0) == 1).all()
+    assert ((parts == Part.VALIDATION).sum(axis=0) == 1).all()
+    assert np.bincount(parts[0], minlength=3) / 10_000 == pytest.approx([0.6, 0.2, 0.2], abs=0.02)
 
 
 def test_mixing_keeps_every_stretch_in_proportion_and_takes_each_row_once() -> None:
@@ -44,6 +54,13 @@ def test_mixing_keeps_every_stretch_in_proportion_and_takes_each_row_once() -> N
     for start in range(0, 1000, 50):
         counts = np.histogram(order[start : start + 50], bins=[0, 600, 900, 1001])[0]
         assert np.abs(counts - [30, 15, 5]).max() <= 1
+
+
+def test_stretches_of_a_mix_make_up_the_whole() -> None:
+    groups = [np.arange(0, 617, dtype=np.uint32), np.arange(617, 900, dtype=np.uint32), np.arange(900, 901)]
+    edges = np.linspace(0, 1, 8)
+    stretches = [mixed(groups, start, stop) for start, stop in itertools.pairwise(edges)]
+    assert np.array_equal(np.concatenate(stretches), mixed(groups))
 
 
 def test_limited_events_are_shared_in_proportion() -> None:
@@ -59,8 +76,9 @@ def test_an_epoch_takes_each_training_event_once_and_shuffles_on_demand(stored, 
     taken = [batch.rows.copy() for batch in batches.epoch(0)]
     assert {rows.size for rows in taken[:-1]} == {64}
     assert sorted(np.concatenate(taken)) == sorted(np.concatenate(groups))
-    assert np.array_equal(batches.order(0), batches.order(0))
-    assert not np.array_equal(batches.order(0), batches.order(1))
+    first, again, second = (np.concatenate(list(batches.order(epoch))) for epoch in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, second)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 100, 1000, -1])

@@ -1,0 +1,191 @@
+"""The inner loops of the data path: one implementation compiled by numba, one in NumPy for where numba is missing.
+
+Both give the same values bit by bit; only sums over many values may differ in their last bits, by their order.
+`MLAAS4HEP_KERNELS=numpy` chooses NumPy although numba is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+# what `measure` sums up, in this order
+COUNT, MINIMUM, MAXIMUM, FIRST, SECOND, NAN, INFINITE = range(7)
+
+
+def _measure_loop(values: Floats, middle: float) -> tuple[int, float, float, float, float, int, int]:
+    """Finite values: number, least, greatest, sum of (v - middle), sum of its square; number of NaN, of infinite."""
+    count, nan = 0, 0
+    first, second = 0.0, 0.0
+    low, high = np.float32(np.inf), np.float32(-np.inf)
+    for index in range(values.size):
+        # no branches, so that the loop is vectorised
+        value = values[index]
+        finite = (value - value) == np.float32(0)
+        shifted = np.float64(value) - middle if finite else 0.0
+        count += 1 if finite else 0
+        nan += 1 if value != value else 0  # noqa: PLR0124
+        first += shifted
+        second += shifted * shifted
+        least = value if finite else np.float32(np.inf)
+        greatest = value if finite else np.float32(-np.inf)
+        low = min(low, least)
+        high = max(high, greatest)
+    return count, float(low), float(high), first, second, nan, values.size - count - nan
+
+
+def _append_lists_loop(values: Floats, offsets: Integers, first: int, ends: Integers, packed: Floats) -> None:
+    """Append the list of entry first + i at packed[ends[i]], and move ends[i] behind it."""
+    for entry in range(ends.size):
+        end = ends[entry]
+        for place in range(offsets[first + entry], offsets[first + entry + 1]):
+            packed[end] = values[place]
+            end += 1
+        ends[entry] = end
+
+
+def _append_rows_loop(rows: Floats, ends: Integers, packed: Floats) -> None:
+    """Append row i of a matrix at packed[ends[i]], and move ends[i] behind it."""
+    width = rows.shape[1]
+    for entry in range(ends.size):
+        end = ends[entry]
+        for column in range(width):
+            packed[end + column] = rows[entry, column]
+        ends[entry] = end + width
+
+
+def _gather_loop(
+    values: Floats,
+    offsets: Integers,
+    counts: NDArray[np.uint32],
+    rows: Integers,
+    shift: Doubles,
+    factor: Doubles,
+    room: Integers,
+    place: Integers,
+    fill: float,
+    out: Floats,
+    mask: NDArray[np.bool_],
+) -> None:
+    """Write the input vectors of some rows; see `batches.Gatherer`."""
+    flat = shift.size - room.size
+    for row in range(rows.size):
+        source = rows[row]
+        vector, absent = out[row], mask[row]
+        vector[:] = np.float32(fill)
+        absent[:] = True
+        begin = offsets[source]
+        for column in range(flat):
+            value = values[begin + column]
+            if np.isfinite(value):
+                vector[column] = np.float32((value - shift[column]) * factor[column])
+                absent[column] = False
+        begin += flat
+        for branch in range(room.size):
+            stored = np.int64(counts[source, branch])
+            cell = place[branch]
+            middle, scale = shift[flat + branch], factor[flat + branch]
+            for index in range(min(stored, room[branch])):
+                value = values[begin + index]
+                if np.isfinite(value):
+                    vector[cell + index] = np.float32((value - middle) * scale)
+                    absent[cell + index] = False
+            begin += stored
+
+
+def _measure_numpy(values: Floats, middle: float) -> tuple[int, float, float, float, float, int, int]:
+    nan, infinite = 0, 0
+    finite = np.isfinite(values)
+    if not finite.all():
+        nan = int(np.isnan(values).sum())
+        infinite = int(values.size - finite.sum()) - nan
+        values = values[finite]
+    if not values.size:
+        return 0, np.inf, -np.inf, 0.0, 0.0, nan, infinite
+    shifted = values - np.float64(middle)
+    first, second = float(shifted.sum()), float(np.square(shifted, out=shifted).sum())
+    return values.size, float(values.min()), float(values.max()), first, second, nan, infinite
+
+
+def _append_lists_numpy(values: Floats, offsets: Integers, first: int, ends: Integers, packed: Floats) -> None:
+    begin = offsets[first : first + ends.size]
+    counts = offsets[first + 1 : first + ends.size + 1] - begin
+    start, stop = begin[0], begin[-1] + counts[-1]
+    packed[np.arange(start, stop) + np.repeat(ends - begin, counts)] = values[start:stop]
+    ends += counts
+
+
+def _append_rows_numpy(rows: Floats, ends: Integers, packed: Floats) -> None:
+    width = rows.shape[1]
+    packed[(ends[:, None] + np.arange(width)).ravel()] = rows.ravel()
+    ends += width
+
+
+def _gather_numpy(
+    values: Floats,
+    offsets: Integers,
+    counts: NDArray[np.uint32],
+    rows: Integers,
+    shift: Doubles,
+    factor: Doubles,
+    room: Integers,
+    place: Integers,
+    fill: float,
+    out: Floats,
+    mask: NDArray[np.bool_],
+) -> None:
+    flat, size = shift.size - room.size, rows.size
+    out[:size] = fill
+    mask[:size] = True
+    begin = offsets[rows]
+    if flat:
+        raw = values[begin[:, None] + np.arange(flat)].astype(np.float64)
+        present = np.isfinite(raw)
+        scaled = (raw - shift[:flat]) * factor[:flat]
+        np.copyto(out[:size, :flat], scaled, where=present, casting="same_kind")
+        np.logical_not(present, out=mask[:size, :flat])
+    if not room.size:
+        return
+    stored = counts[rows].astype(np.int64)
+    first = (begin[:, None] + flat + np.cumsum(stored, axis=1) - stored).ravel()
+    lengths = np.minimum(stored, room).ravel()
+    within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    feature = np.repeat(np.tile(np.arange(flat, flat + room.size), size), lengths)
+    raw = values[np.repeat(first, lengths) + within].astype(np.float64)
+    cell = np.repeat((np.arange(size)[:, None] * out.shape[1] + place).ravel(), lengths) + within
+    present = np.isfinite(raw)
+    if not present.all():
+        raw, cell, feature = raw[present], cell[present], feature[present]
+    out.reshape(-1)[cell] = (raw - shift[feature]) * factor[feature]
+    mask.reshape(-1)[cell] = False
+
+
+def _choose() -> tuple[str, Callable[..., Any], Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    if os.environ.get("MLAAS4HEP_KERNELS", "numba") != "numpy":
+        try:
+            from numba import njit
+        except ImportError:
+            pass
+        else:
+            # sums may be reordered; NaN and infinities keep their meaning
+            vectorised = njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+            exact = njit(cache=True, nogil=True)
+            return (
+                "numba",
+                vectorised(_measure_loop),
+                exact(_append_lists_loop),
+                exact(_append_rows_loop),
+                exact(_gather_loop),
+            )
+    return "numpy", _measure_numpy, _append_lists_numpy, _append_rows_numpy, _gather_numpy
+
+
+ENGINE, measure, append_lists, append_rows, gather = _choose()
