@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from provision.errors import ProvisionError
-from provision.framework import Framework, digest_of
+from provision.framework import Framework, digest_of, further_packages
 from provision.record import Folder, Record
 from provision.share import share
 
@@ -42,6 +42,7 @@ def platform_variables(record: Record, framework: Framework) -> dict[str, Any]:
         "mlaas4hep_lock": str(locks / ("platform-gpu.txt" if gpu else "platform.txt")),
         "mlaas4hep_wheel": str(framework.wheel or ""),
         "mlaas4hep_version": framework.version,
+        "mlaas4hep_packages": further_packages(record.spec.frameworks),
     }
     variables["platform_digest"] = _configuration_digest(variables, framework)
     return variables

@@ -1,4 +1,4 @@
-"""Which framework a platform gets: the one that this toolkit came with, a released version, or a given wheel."""
+"""What of Python a platform gets: this toolkit's MLaaS4HEP or another one, and frameworks beside the locked ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,9 @@ from urllib.parse import unquote, urlsplit
 from provision.errors import ProvisionError, UsageError
 
 DISTRIBUTION = "mlaas4hep"
+_TORCH = ("torch==2.13.0", "onnxscript==0.7.2")
+"""PyTorch, and what exports its models. It is in no lock file: the machine's package index decides on CPU or CUDA."""
+
 _BUILT_FROM = ("mlaas4hep", "provision", "playbooks", "roles", "templates", "locks")
 
 
@@ -29,14 +33,14 @@ class Framework:
 
 
 def find_framework(wish: str, cache: Path) -> Framework:
-    """Resolve the `framework` field of a spec; builds the wheel of a checkout into `cache` when it has changed.
+    """Resolve the `mlaas4hep` field of a spec; builds the wheel of a checkout into `cache` when it has changed.
 
     Raises UsageError for a wheel that is not there, ProvisionError when the checkout's wheel cannot be built.
     """
     if wish.endswith(".whl"):
         wheel = Path(wish).expanduser().absolute()
         if not wheel.is_file():
-            raise UsageError(f"The framework's wheel {wheel} does not exist.")
+            raise UsageError(f"The wheel {wheel} of MLaaS4HEP does not exist.")
         return Framework(wheel, wheel.name.split("-")[1])
     if wish:
         return Framework(None, wish)
@@ -49,8 +53,24 @@ def find_framework(wish: str, cache: Path) -> Framework:
         return Framework(origin, metadata.version(DISTRIBUTION))
     raise UsageError(
         f"This toolkit was installed from {origin}, which is gone, so the same framework cannot be put on a platform.",
-        "Name a wheel or a released version with --framework.",
+        "Name a wheel or a released version with --mlaas4hep.",
     )
+
+
+def further_packages(frameworks: Sequence[str]) -> list[str]:
+    """What pip has to install beside the locked packages: pinned requirements and paths of wheels.
+
+    Raises UsageError for a wheel that is not there.
+    """
+    packages = []
+    for name in frameworks:
+        if name.endswith(".whl") and not Path(name).is_file():
+            raise UsageError(f"The framework's wheel {name} does not exist.")
+        packages += [name] if name.endswith(".whl") else []
+    given = {Path(wheel).name.partition("-")[0] for wheel in packages}
+    if "torch" in given or "torch" in frameworks:
+        packages += [requirement for requirement in _TORCH if requirement.partition("==")[0] not in given]
+    return packages
 
 
 def _origin() -> Path | None:

@@ -22,7 +22,7 @@ from provision.clouds import open_cloud
 from provision.clouds.base import Cloud, Offer, Platform, Step
 from provision.configure import MARKER, platform_variables, run_playbook
 from provision.errors import ProvisionError, UsageError
-from provision.framework import find_framework
+from provision.framework import find_framework, further_packages
 from provision.record import Folder, Home, Record, Resource, new_uid, now
 from provision.remote import (
     ConnectionLostError,
@@ -113,7 +113,10 @@ class Plan:
                 entry.seconds = round(time.monotonic() - started, 2)
             folder.save(record)
         _forget_first_host_key(folder)
-        record.state = "bare" if self.bare else "ready"
+        if not self.bare:
+            record.state = "ready"
+        elif record.state != "ready":
+            record.state = "bare"
         folder.save(record)
         return record
 
@@ -131,7 +134,8 @@ def make_plan(spec: PlatformSpec, home: Home, bare: bool = False) -> Plan:
         offer = Offer(facts=record.facts, values=record.values)
         return Plan(cloud, Platform(record, folder), home.cache, offer, bare, resumed=True)
     if not bare:
-        find_framework(spec.framework, home.cache)
+        find_framework(spec.mlaas4hep, home.cache)
+        further_packages(spec.frameworks)
     offer = cloud.check(spec)
     record = Record(
         name=spec.name,
@@ -278,7 +282,7 @@ class _MachineSteps:
 
     def _variables(self) -> dict[str, object]:
         record = self.platform.record
-        return platform_variables(record, find_framework(record.spec.framework, self.cache))
+        return platform_variables(record, find_framework(record.spec.mlaas4hep, self.cache))
 
     def _find_roles(self) -> Resource | None:
         with Remote(self.folder) as remote:

@@ -226,7 +226,7 @@ class Remote:
             if "Host key verification failed" in done.stderr or "IDENTIFICATION HAS CHANGED" in done.stderr:
                 raise ConnectionLostError(
                     f"{self.folder.name} answers with a host key that is not its own: nothing was sent to it.",
-                    "Is the address used by another machine? `provision doctor` shows both keys.",
+                    f"Does another machine have its address now? `provision show {self.folder.name}` asks its cloud.",
                 )
             if time.monotonic() > end:
                 reason = (done.stderr.strip().splitlines() or ["no answer"])[-1].rstrip(".")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from provision.errors import UsageError
 
@@ -73,6 +74,23 @@ class Gpu(BaseModel):
         return f"{self.count} x {self.model or 'any GPU'}"
 
 
+LIBRARIES = ("keras", "sklearn", "torch", "xgboost")
+"""The machine-learning frameworks that a platform can have; all but PyTorch are on every platform."""
+
+
+def _library(value: str) -> str:
+    """One of LIBRARIES, or the absolute path of a wheel on this computer."""
+    if value.endswith(".whl"):
+        return str(Path(value).expanduser().absolute())
+    if value not in LIBRARIES:
+        near = difflib.get_close_matches(value, LIBRARIES, n=1)
+        raise ValueError(
+            f"there is no framework {value!r}; "
+            + (f"did you mean {near[0]}?" if near else f"known are {', '.join(LIBRARIES)}, or the path of a wheel")
+        )
+    return value
+
+
 def _gpu(value: object) -> object:
     return Gpu.parse(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else value
 
@@ -81,8 +99,9 @@ class PlatformSpec(BaseModel):
     """The wishes for one platform. Sizes are in gigabytes (2**30 bytes).
 
     `cloud` is `local`, `ssh:USER@HOST[:PORT]` or an entry of clouds.yaml. `jump` is an OpenSSH jump host
-    (`USER@HOST[:PORT]`). `framework` is what gets installed on the platform: empty for the framework that this toolkit
-    came with, else a released version or the path of a wheel.
+    (`USER@HOST[:PORT]`). `frameworks` names machine-learning frameworks that the platform must have: of LIBRARIES, or
+    paths of their wheels on this computer. `mlaas4hep` is the MLaaS4HEP that is installed: empty for the one that this
+    toolkit came with, else a released version or the path of a wheel.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -98,7 +117,8 @@ class PlatformSpec(BaseModel):
     ports: tuple[Port, ...] = ()
     ttl: Duration = None
     jump: Annotated[str | None, Field(pattern=JUMP_PATTERN)] = None
-    framework: str = ""
+    frameworks: tuple[Annotated[str, AfterValidator(_library)], ...] = ()
+    mlaas4hep: str = ""
 
     def digest(self) -> str:
         """Short digest of all wishes, to see whether two specs ask for the same platform."""

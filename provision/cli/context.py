@@ -72,7 +72,7 @@ def connected(name: str) -> Iterator[Remote]:
     if opened.record.state != "ready":
         raise UsageError(
             f"The platform {name} is not ready ({opened.record.state}).",
-            f"`provision show {name}` tells what is missing.",
+            f"`provision create {name}` with the same options, without --bare, makes it so.",
         )
     with Remote(opened.folder) as remote:
         yield remote

@@ -31,13 +31,18 @@ def create(
     jump: str | None = typer.Option(
         None, metavar="USER@HOST[:PORT]", help="Jump host through which the machine is reached."
     ),
-    framework: str | None = typer.Option(None, help="Released version or wheel of the framework.  [this toolkit's]"),
+    framework: list[str] | None = typer.Option(
+        None, metavar="NAME|WHEEL", help="keras, sklearn and xgboost are always there; torch if named. May be repeated."
+    ),
+    mlaas4hep: str | None = typer.Option(
+        None, metavar="VERSION|WHEEL", help="Released version or wheel of MLaaS4HEP.  [this toolkit's]"
+    ),
     bare: bool = typer.Option(False, "--bare", help="The machine only: apply no roles."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan and end."),
     as_json: bool = typer.Option(False, "--json", help="Print plan or record as JSON on standard output."),
 ) -> None:
-    """Create a platform, or go on with a creation that was interrupted.
+    """Create a platform, or finish one that was interrupted.
 
     Shows what will be made, which flavor and image were chosen and why, and the quota; asks once.
     """
@@ -57,7 +62,8 @@ def create(
         "ports": ports or None,
         "ttl": ttl,
         "jump": jump,
-        "framework": framework,
+        "frameworks": framework or None,
+        "mlaas4hep": mlaas4hep,
     }
     wishes |= {field: value for field, value in given.items() if value is not None}
     if "name" not in wishes:

@@ -26,7 +26,10 @@ def train(
     detach: bool = typer.Option(False, "--detach", "-d", help="Return when the training has started."),
     as_json: bool = _JSON,
 ) -> None:
-    """Send a folder, train on the platform, and show log and progress; the training survives a lost connection."""
+    """Send a folder, train on a platform, and show the log.
+
+    The training survives a lost connection; `provision logs -f` follows it again.
+    """
     from provision import jobs as remote_jobs
 
     out = console()
@@ -60,7 +63,7 @@ def _finish(name: str, job: dict[str, Any]) -> None:
 
 
 def list_jobs(name: str = _NAME, as_json: bool = _JSON) -> None:
-    """List the platform's jobs with their states."""
+    """List a platform's jobs and their states."""
     from provision import jobs as remote_jobs
 
     with connected(name) as remote:
@@ -105,7 +108,7 @@ def fetch(
     job: str = _JOB,
     to: Path | None = typer.Option(None, "--to", help="Folder to make.  [the job's id]"),
 ) -> None:
-    """Bring the model folder of a finished job to this computer."""
+    """Bring the model folder of a job to this computer."""
     from provision import jobs as remote_jobs
 
     with connected(name) as remote:
@@ -122,7 +125,7 @@ def predict(
     ),
     job: str = typer.Option("", "--job", help="Id of the job whose model predicts.  [the newest]"),
 ) -> None:
-    """Predict an event with a model that was trained on the platform."""
+    """Predict an event with a model of a platform."""
     from provision import jobs as remote_jobs
 
     text = _read(event)

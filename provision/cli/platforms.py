@@ -18,7 +18,7 @@ _JSON = typer.Option(False, "--json", help="Print JSON on standard output.")
 
 
 def list_platforms(as_json: bool = _JSON) -> None:
-    """List the platforms that were made from this computer, with the state that their cloud tells now."""
+    """List the platforms of this computer's user. The state of each machine is what its cloud tells now."""
     rows = []
     for folder in home().folders():
         record = folder.load()
@@ -55,7 +55,7 @@ def _machine_state(name: str) -> str:
 
 
 def show(name: str = _NAME, as_json: bool = _JSON) -> None:
-    """Show one platform: wishes, state, address, and every resource that was made for it."""
+    """Show a platform: state, address, all that was made for it."""
     opened = open_platform(name)
     record = opened.record
     if as_json:
@@ -76,7 +76,7 @@ def ssh(
     command: list[str] = typer.Argument(None, help="Command to run there; without one, a login shell."),
     print_config: bool = typer.Option(False, "--print-config", help="Print the path of the ssh configuration and end."),
 ) -> None:
-    """Log in to the platform, or run a command there; `ssh NAME` does the same."""
+    """Log in to a platform, or run a command there. `ssh NAME` does the same."""
     from provision.remote import Remote
 
     opened = open_platform(name)
@@ -90,7 +90,7 @@ def ssh(
 
 
 def start(name: str = _NAME) -> None:
-    """Start the platform's machine, and wait until it can be reached."""
+    """Start a platform's machine and wait until it is reached."""
     from provision.plan import SSH_SECONDS, connect
     from provision.remote import Remote
 
@@ -105,7 +105,7 @@ def start(name: str = _NAME) -> None:
 
 
 def stop(name: str = _NAME) -> None:
-    """Stop the platform's machine; its disk and its address are kept."""
+    """Stop a platform's machine. Its disk and its address are kept."""
     opened = open_platform(name)
     with opened.folder.lock(), console().stage(f"stopping {name}"):
         opened.cloud.stop(opened.platform)
@@ -117,9 +117,9 @@ def delete(
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be removed and end."),
     as_json: bool = typer.Option(False, "--json", help="Print what is (or would be) removed as JSON."),
 ) -> None:
-    """Remove exactly what was made for the platform, and have the cloud confirm it.
+    """Remove what was made for a platform, and nothing else.
 
-    Models that were not fetched are lost.
+    The cloud has to confirm each removal. Models that were not fetched are lost.
     """
     from provision.plan import to_remove, undo
 
@@ -143,7 +143,10 @@ def delete(
 
 
 def doctor(name: str = typer.Argument("", help="Name of a platform; without one, this computer is examined.")) -> None:
-    """Examine this computer, or a platform from its cloud to its services; exit status 1 when something is wrong."""
+    """Examine this computer, or a platform.
+
+    From the cloud to the services on the machine; exit status 1 when something is wrong.
+    """
     from provision.doctor import examine_computer, examine_platform
 
     findings = examine_computer(home())

@@ -76,6 +76,41 @@ def test_an_installed_provision_runs_outside_the_checkout(installed: Path, tmp_p
     assert checked.returncode == 0, checked.stderr
 
 
+@pytest.mark.machine
+def test_an_installed_provision_plans_a_platform_outside_the_checkout(
+    installed: Path, tmp_path: Path, computer_with_machines: None
+):
+    code = "from provision.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "create", "away", "--cpus", "1", "--memory", "1", "--disk", "6", "--dry-run"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(installed), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Platform away on local" in done.stdout
+    assert "roles: base, GPU driver, XRootD client, framework" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["provision", "mlaas4hep"])
+def test_help_is_shown_without_loading_anything_heavy(command: str, tmp_path: Path):
+    code = f"""
+import sys
+from {command}.cli import main
+sys.argv = ["{command}", "--help"]
+try:
+    main()
+except SystemExit as end:
+    heavy = {{"ansible_runner", "keras", "numpy", "openstack", "pydantic", "rich", "sklearn", "uproot", "yaml"}}
+    sys.exit(end.code or ", ".join(heavy & set(sys.modules)) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"Usage: {command}" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
@@ -87,7 +122,9 @@ def test_an_installed_provision_runs_outside_the_checkout(installed: Path, tmp_p
         (["create", "p", "--cloud", "nowhere"], 2, "no cloud 'nowhere'"),
         (["create", "--spec", "missing.yml"], 2, "missing.yml cannot be read"),
         (["train", "nothing", "."], 2, "There is no platform"),
+        (["create", "p", "--mlaas4hep", "lost.whl"], 2, "lost.whl of MLaaS4HEP does not exist"),
         (["create", "p", "--framework", "lost.whl"], 2, "lost.whl does not exist"),
+        (["create", "p", "--framework", "pytorch"], 2, "did you mean torch?"),
     ],
 )
 def test_a_mistake_of_use_is_one_sentence(provision: Command, words: list[str], status: int, said: str):

@@ -54,6 +54,8 @@ def test_gpu_demands(written, model, count):
         ({"name": "p", "ports": [70000]}, "ports.0"),
         ({"name": "p", "jump": "-oProxyCommand=sh"}, "USER@HOST"),
         ({"name": "p", "flavour": "big"}, "there is no field 'flavour'"),
+        ({"name": "p", "frameworks": ["tourch"]}, "no framework 'tourch'; did you mean torch?"),
+        ({"name": "p", "frameworks": ["fortran"]}, "known are keras, sklearn, torch, xgboost, or the path of a wheel"),
     ],
 )
 def test_wrong_wishes_are_named(wishes, words):
@@ -65,9 +67,10 @@ def test_wrong_wishes_are_named(wishes, words):
 
 def test_a_spec_file_has_the_same_fields_as_the_options(tmp_path: Path):
     file = tmp_path / "platform.yml"
-    file.write_text("name: higgs\ncpus: 4\nmemory: 16GB\ngpu: T4\nports: [443]\nttl: 3d\n")
+    file.write_text("name: higgs\ncpus: 4\nmemory: 16GB\ngpu: T4\nports: [443]\nttl: 3d\nframeworks: [keras, torch]\n")
     spec = make_spec(read_spec(file))
     assert (spec.name, spec.cpus, spec.memory, spec.ports) == ("higgs", 4, 16.0, (443,))
+    assert spec.frameworks == ("keras", "torch")
     assert make_spec(spec.model_dump(mode="json")) == spec
 
 
