@@ -13,9 +13,8 @@ import pytest
 
 from provision.clouds import _computer, _network
 from provision.errors import ProvisionError
-from tests.devcloud.fixtures import openstack_cloud
 
-__all__ = ["openstack_cloud"]
+pytest_plugins = ["tests.devcloud.fixtures"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

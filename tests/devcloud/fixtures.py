@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,6 +55,37 @@ def openstack_cloud() -> Iterator[TestCloud]:
         _verb("down")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need the cloud come last: packages and image are made while the others run."""
+    items.sort(key=_needs_cloud)
+
+
+def _needs_cloud(item: pytest.Item) -> bool:
+    return "openstack_cloud" in getattr(item, "fixturenames", ())
+
+
+_preparation: list[subprocess.Popen[bytes]] = []
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin to install packages and to build the image, unless nothing or nothing else is to be tested."""
+    needing = [_needs_cloud(item) for item in session.items]
+    if not any(needing) or all(needing) or session.config.option.collectonly:
+        return
+    if os.environ.get("OS_CLOUD") or _obstacle() or _run("status").returncode == 0:
+        return
+    words = " && ".join(f"{shlex.quote(sys.executable)} -m tests.devcloud {verb}" for verb in ("install", "image"))
+    _preparation.append(
+        subprocess.Popen(["sh", "-c", words], **_PLACE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    )
+
+
+def pytest_sessionfinish() -> None:
+    """Wait for packages that are still being installed: an interrupted installation would have to be mended by hand."""
+    for process in _preparation:
+        process.wait()
+
+
 def _clouds_yaml() -> Path:
     """The clouds.yaml that the SDK finds: OS_CLIENT_CONFIG_FILE or one of its usual places."""
     from openstack.config import OpenStackConfig
@@ -77,6 +109,8 @@ def _start() -> bool:
     """Bring the development cloud up; returns whether it was down before."""
     if _run("status").returncode == 0:
         return False
+    for process in _preparation:  # if it failed, the same verbs fail again below, and say why
+        process.wait()
     try:
         for verb in ("install", "image", "down", "up"):  # `down` first, for what a killed session may have left
             _verb(verb)
@@ -94,12 +128,14 @@ def _verb(verb: str) -> None:
         raise DevcloudError(f"{result.stdout}{result.stderr}".strip())
 
 
+_PLACE: dict[str, Any] = {"cwd": _REPOSITORY, "env": {**os.environ, "DEVCLOUD_DIR": str(DIR)}}
+
+
 def _run(verb: str) -> subprocess.CompletedProcess[str]:
-    """Run a verb as a user would; the state directory is named, since a test may have changed HOME."""
+    """Run a verb as a user would, with the environment that the tests began with: one of them may have changed HOME."""
     return subprocess.run(
         [sys.executable, "-m", "tests.devcloud", verb],
-        cwd=_REPOSITORY,
-        env={**os.environ, "DEVCLOUD_DIR": str(DIR)},
+        **_PLACE,
         capture_output=True,
         text=True,
         check=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,22 +44,23 @@ def debian_codename() -> str:
     return release["VERSION_CODENAME"]
 
 
-def missing() -> list[str]:
+def missing(names: Sequence[str] = PACKAGES) -> list[str]:
     """Packages that are not installed."""
-    listing = attempt("dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *PACKAGES)
+    listing = attempt("dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *names)
     there = {line.split()[0] for line in listing.splitlines() if line.endswith(" installed")}
-    return [name for name in PACKAGES if name not in there]
+    return [name for name in names if name not in there]
 
 
-def install() -> None:
+def install(names: Sequence[str] = PACKAGES) -> None:
     """Install what is missing; none of it is started."""
     debian_codename()
-    todo = missing()
+    todo = missing(names)
     if not todo:
-        print(f"all {len(PACKAGES)} packages are installed")
+        print(f"all {len(names)} packages are installed")
         return
     LOG.mkdir(parents=True, exist_ok=True)
-    apt = ("apt-get", "-q", "-o", "DPkg::Lock::Timeout=600")
+    # nothing but a crash of this computer asks for each file to be on the disk before the next one is unpacked
+    apt = ("apt-get", "-q", "-o", "DPkg::Lock::Timeout=600", "-o", "Dpkg::Options::=--force-unsafe-io")
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "PATH": PATH}
     with stage(f"{len(todo)} packages"), _no_service_starts():
         run(*apt, "update", log=LOG / "install.log", env=env)
