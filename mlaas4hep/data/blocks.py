@@ -45,6 +45,27 @@ class Block:
     columns: dict[str, Column]
 
 
+def cut(values: Column, start: int, stop: int) -> Column:
+    """The entries [start, stop) of a column."""
+    if isinstance(values, FlatValues):
+        return FlatValues(values.values[start:stop])
+    offsets = values.offsets[start : stop + 1]
+    return JaggedValues(offsets - offsets[0], values.values[offsets[0] : offsets[-1]])
+
+
+def joined(pieces: Sequence[Column]) -> Column:
+    """The entries of the pieces, one piece after another."""
+    if len(pieces) == 1:
+        return pieces[0]
+    content = np.concatenate([piece.values for piece in pieces])
+    if isinstance(pieces[0], FlatValues):
+        return FlatValues(content)
+    counts = np.concatenate([np.diff(piece.offsets) for piece in pieces if isinstance(piece, JaggedValues)])
+    offsets = np.zeros(counts.size + 1, dtype=np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return JaggedValues(offsets, content)
+
+
 @dataclass(frozen=True)
 class FileFacts:
     """What tells a file and its state apart.
