@@ -15,49 +15,59 @@ from typing import Any
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.names import did_you_mean
 
+_EXTRAS = {"keras": "keras", "tensorflow": "keras", "jax": "jax", "torch": "torch"}
+_EXTRAS |= {"sklearn": "training", "xgboost": "training"}
 
-def load_function(path: Path, name: str, remedy: str) -> Callable[..., Any]:
-    """Run the file and return one of its functions; modules beside the file can be imported by it.
+
+def run_file(path: Path, remedy: str) -> ModuleType:
+    """Run the file; modules beside it can be imported by it.
 
     Args:
         path: a Python file.
-        name: the function.
-        remedy: what to do when the file raises.
+        remedy: what to do when it raises.
 
-    Raises MlaasError that names file, line and exception when the file raises, UsageError without such a function.
+    Raises UsageError for a file that is not Python's, MlaasError that names file, line and exception when it raises.
     """
-    spec = importlib.util.spec_from_file_location(f"mlaas4hep_user_{name}", path)
+    path = path.absolute()
+    spec = importlib.util.spec_from_file_location(f"mlaas4hep_user_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} is not a Python file.", "Its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.parent))
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
     with explained(path, remedy):
         spec.loader.exec_module(module)
+    return module
+
+
+def find_function(module: ModuleType, name: str) -> Callable[..., Any]:
+    """A function of a module that `run_file` made. Raises UsageError, with near misses, without it."""
     function = getattr(module, name, None)
     if not callable(function):
-        raise UsageError(f"{path} has no function {name}.", did_you_mean(name, _functions(module), "functions"))
+        others = [
+            other
+            for other, value in vars(module).items()
+            if inspect.isfunction(value) and value.__module__ == module.__name__
+        ]
+        raise UsageError(f"{module.__file__} has no function {name}.", did_you_mean(name, others, "functions"))
     chosen: Callable[..., Any] = function
     return chosen
 
 
-def _functions(module: ModuleType) -> list[str]:
-    return [
-        name
-        for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == module.__name__
-    ]
-
-
 @contextmanager
 def explained(path: Path, remedy: str) -> Iterator[None]:
-    """Turn an exception of the user's code into one sentence with its file and line."""
+    """Turn an exception of the user's code into one sentence with its file and line, and what to do about it."""
     try:
         yield
     except MlaasError:
         raise
     except (Exception, SystemExit) as error:
-        raise MlaasError(f"{_place(error, path)}: {describe(error)}.", remedy) from error
+        missing = _EXTRAS.get(error.name or "") if isinstance(error, ModuleNotFoundError) else None
+        raise MlaasError(
+            f"{_place(error, path.absolute())}: {describe(error)}.",
+            f"Install mlaas4hep[{missing}]." if missing else remedy,
+        ) from error
 
 
 def describe(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mlaas4hep.data.blocks import FlatValues, JaggedValues
+from mlaas4hep.data.blocks import Column, FlatValues, JaggedValues
 from mlaas4hep.data.expressions import (
     Comparison,
     Element,
@@ -30,7 +30,7 @@ from mlaas4hep.data.functions import LOGICAL, NUMERIC, REDUCTIONS, TESTS, WHERE
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.names import did_you_mean
 
-Columns: TypeAlias = Mapping[str, FlatValues | JaggedValues]
+Columns: TypeAlias = Mapping[str, Column]
 _LIST_UFUNCS: dict[str, np.ufunc] = {
     "any": np.logical_or,
     "all": np.logical_and,
@@ -40,7 +40,7 @@ _LIST_UFUNCS: dict[str, np.ufunc] = {
 _EXACT = 2**53  # integers up to here are exact in 64-bit floating point
 
 
-def evaluate(expression: Expression, columns: Columns, start: int = 0, origin: str = "") -> FlatValues | JaggedValues:
+def evaluate(expression: Expression, columns: Columns, start: int = 0, origin: str = "") -> Column:
     """The value of an expression for each of n entries.
 
     Args:
@@ -127,7 +127,7 @@ class _Evaluation:
             return _Value(values, column.offsets, reference)
         return _Value(values)
 
-    def _column(self, reference: str) -> FlatValues | JaggedValues | None:
+    def _column(self, reference: str) -> Column | None:
         """The branch, or the member of a struct, that is meant; None for a constant."""
         place = find_branch(reference, self._columns)
         if place is None:

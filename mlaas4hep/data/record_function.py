@@ -12,29 +12,27 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlaas4hep.data.blocks import Block, FlatValues, JaggedValues
+from mlaas4hep.data.blocks import Block, Column, FlatValues, JaggedValues
 from mlaas4hep.data.rules import Processed
 from mlaas4hep.data.schema import INPUT_KINDS, Branch, Kind
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.names import did_you_mean, listing
-from mlaas4hep.user_code import explained, load_function
+from mlaas4hep.user_code import explained, find_function, run_file
 
 FUNCTION = "preprocessing"
 _REMEDY = "Correct the preprocessing."
 _EXACT = 2**53  # integers up to here are exact in 64-bit floating point
 _SHOWN = 40  # characters of a value in an error
 
-Column: TypeAlias = FlatValues | JaggedValues
-
 
 def load_record_function(path: Path) -> RecordFunction:
     """Run the file. Raises MlaasError with file and line when it raises, UsageError without the function."""
-    return RecordFunction(path, load_function(path, FUNCTION, _REMEDY))
+    return RecordFunction(path, find_function(run_file(path, _REMEDY), FUNCTION))
 
 
 @dataclass(frozen=True)
@@ -199,8 +197,8 @@ class RecordFunction:
 
     def _numbers(self, name: str, values: Sequence[Any], entries: NDArray[np.int64], dtype: str) -> NDArray[Any]:
         """Numbers as an array of this type, exactly; None is NaN."""
-        letters = {"b": "b", "i": "bi", "u": "bi", "f": "bif"}[np.dtype(dtype).kind]
-        if not _letters(values) <= set(letters):
+        letters = set({"b": "b", "i": "bi", "u": "bi", "f": "bif"}[np.dtype(dtype).kind])
+        if not _letters(values) <= letters:
             wrong = next(place for place, value in enumerate(values) if _letter(type(value)) not in letters)
             self._refuse(name, f"is {_shown(values[wrong])} in entry {entries[wrong]}, and was {dtype} before")
         try:

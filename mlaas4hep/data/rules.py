@@ -9,7 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 import numpy as np
 from numpy.typing import NDArray
 
-from mlaas4hep.data.blocks import Block, FlatValues, JaggedValues
+from mlaas4hep.data.blocks import Block, Column, FlatValues, JaggedValues
 from mlaas4hep.data.evaluation import available, evaluate
 from mlaas4hep.data.expressions import Expression, find_branch
 from mlaas4hep.data.schema import INPUT_KINDS, Branch, Kind
@@ -27,7 +27,7 @@ class Processed:
         passed: shape (cuts,), int64, the entries that passed this cut and all before it.
     """
 
-    columns: dict[str, FlatValues | JaggedValues]
+    columns: dict[str, Column]
     kept: NDArray[np.bool_]
     passed: NDArray[np.int64]
 
@@ -156,16 +156,14 @@ class Rules:
         return Processed(selected(columns, kept), kept, passed)
 
 
-def selected(
-    columns: Mapping[str, FlatValues | JaggedValues], kept: NDArray[np.bool_]
-) -> dict[str, FlatValues | JaggedValues]:
+def selected(columns: Mapping[str, Column], kept: NDArray[np.bool_]) -> dict[str, Column]:
     """The kept entries of every column."""
     if kept.all():
         return dict(columns)
     return {name: _selected(column, kept) for name, column in columns.items()}
 
 
-def _selected(column: FlatValues | JaggedValues, kept: NDArray[np.bool_]) -> FlatValues | JaggedValues:
+def _selected(column: Column, kept: NDArray[np.bool_]) -> Column:
     if isinstance(column, FlatValues):
         return FlatValues(column.values[kept])
     counts = np.diff(column.offsets)
@@ -174,7 +172,7 @@ def _selected(column: FlatValues | JaggedValues, kept: NDArray[np.bool_]) -> Fla
     return JaggedValues(offsets, column.values[np.repeat(kept, counts)])
 
 
-def _no_entries(branch: Branch) -> FlatValues | JaggedValues:
+def _no_entries(branch: Branch) -> Column:
     """A column of this branch without entries."""
     dtype = np.dtype(branch.dtype or ("bool" if branch.kind is Kind.BOOL else "float64"))
     if branch.kind is Kind.JAGGED:
@@ -184,9 +182,7 @@ def _no_entries(branch: Branch) -> FlatValues | JaggedValues:
     return FlatValues(np.empty((0, *branch.shape), dtype=dtype))
 
 
-def _computed(
-    expression: Expression, table: Mapping[str, Branch], columns: Mapping[str, FlatValues | JaggedValues]
-) -> FlatValues | JaggedValues:
+def _computed(expression: Expression, table: Mapping[str, Branch], columns: Mapping[str, Column]) -> Column:
     for name in expression.inputs(table):
         if name not in columns:
             raise UsageError(
@@ -205,7 +201,7 @@ def _refuse_taken(definition: Definition, table: Mapping[str, Branch]) -> None:
         )
 
 
-def _refuse_other_kind(definition: Definition, column: FlatValues | JaggedValues) -> None:
+def _refuse_other_kind(definition: Definition, column: Column) -> None:
     kind = Kind.JAGGED if isinstance(column, JaggedValues) else Kind.FLAT
     if kind is not definition.kind:
         raise UsageError(
@@ -214,7 +210,7 @@ def _refuse_other_kind(definition: Definition, column: FlatValues | JaggedValues
         )
 
 
-def _refuse_no_condition(cut: Cut, column: FlatValues | JaggedValues) -> None:
+def _refuse_no_condition(cut: Cut, column: Column) -> None:
     if isinstance(column, JaggedValues):
         raise UsageError(
             f"{cut.expression} is jagged: it holds for some values of an event and not for others.",

@@ -16,7 +16,8 @@ from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.training.contract import Chunk, Feed, Progress, Task
 from mlaas4hep.training.outputs import identity, probabilities, sigmoid, softmax, values_of, width_of
 from mlaas4hep.training.random_state import random_state, set_random_state
-from mlaas4hep.training.user_model import describe, explained
+from mlaas4hep.training.user_model import explained
+from mlaas4hep.user_code import describe
 
 MASK_INPUT = "mask"
 MODEL_FILE = "model.keras"

@@ -26,25 +26,21 @@ Weights that are made outside these functions, while the file is run, do not fol
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mlaas4hep import user_code
 from mlaas4hep.data.schema import Schema
-from mlaas4hep.errors import MlaasError, UsageError
-from mlaas4hep.names import did_you_mean
+from mlaas4hep.user_code import find_function, run_file
 
 FUNCTION = "model"
-_EXTRAS = {"keras": "keras", "tensorflow": "keras", "jax": "jax", "torch": "torch"}
-_EXTRAS |= {"sklearn": "training", "xgboost": "training"}
+_REMEDY = "Correct the model."
 
 
 @dataclass(frozen=True)
@@ -82,54 +78,11 @@ def load_user_model(path: Path) -> UserModel:
     """
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    spec = importlib.util.spec_from_file_location("mlaas4hep_user_model", path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is not a Python file.", "Its name must end in .py.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.parent))
-    with explained(path):
-        spec.loader.exec_module(module)
-    if not callable(getattr(module, FUNCTION, None)):
-        others = [
-            name
-            for name, value in vars(module).items()
-            if inspect.isfunction(value) and value.__module__ == module.__name__
-        ]
-        raise UsageError(f"{path} has no function {FUNCTION}.", did_you_mean(FUNCTION, others, "functions"))
+    module = run_file(path, _REMEDY)
+    find_function(module, FUNCTION)
     return UserModel(path, module)
 
 
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn an exception of the user's code into one sentence with its file and line."""
-    try:
-        yield
-    except MlaasError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise MlaasError(f"{_place(error, path)}: {describe(error)}.", _remedy(error)) from error
-
-
-def describe(error: BaseException) -> str:
-    """The exception's type and the first line of its text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
-
-
-def _remedy(error: BaseException) -> str:
-    extra = _EXTRAS.get(error.name or "") if isinstance(error, ModuleNotFoundError) else None
-    return f"Install mlaas4hep[{extra}]." if extra else "Correct the model."
-
-
-def _place(error: BaseException, path: Path) -> str:
-    """The innermost line of the user's own files that the exception passed through."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}, line {error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        frame
-        for frame in frames
-        if Path(frame.filename).is_relative_to(path.parent) and "site-packages" not in frame.filename
-    ]
-    return f"{own[-1].filename}, line {own[-1].lineno}" if own else str(path)
+def explained(path: Path) -> AbstractContextManager[None]:
+    """Turn an exception of the user's model into one sentence with its file and line."""
+    return user_code.explained(path, _REMEDY)
