@@ -1,4 +1,4 @@
-"""How the contents of a ROOT file are shown: a table for people, JSON for programs."""
+"""How the contents of a file are shown: a table for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def print_report(report: FileReport) -> None:
 
 def _print_tree(tree: TreeReport) -> None:
     if tree.problem:
-        print(f"{tree.name} ({tree.type}) cannot be read: {tree.problem}")
+        print(f"{_title(tree)} cannot be read: {tree.problem}")
         return
     sizes = f", {_size(tree.uncompressed)}, {_size(tree.compressed)} in the file" if tree.uncompressed else ""
-    print(f"{tree.name} ({tree.type}): {tree.entries} entries{sizes}")
+    print(f"{_title(tree)}: {tree.entries} entries{sizes}")
     found = ", ".join(f"{count} {kind}" for kind, count in kinds(tree).items())
     print(f"  {len(tree.branches)} branches: {found}")
     rows = [_row(branch) for branch in tree.branches]
@@ -51,6 +51,11 @@ def _print_tree(tree: TreeReport) -> None:
         _print_table(rows)
     else:
         _print_columns(rows)
+
+
+def _title(tree: TreeReport) -> str:
+    """Name and class of a tree, or the format of a file without trees."""
+    return f"{tree.name} ({tree.type})" if tree.name else tree.type
 
 
 def _row(branch: Branch) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ def test_remote_files_and_the_redirector() -> None:
         ("missing.root", "missing.root does not exist"),
         ("none*.root", "none*.root matches no file"),
         ("data", "is a folder"),
-        ("https://host/x.root", "not read over https"),
+        ("ftp://host/x.root", "not read over ftp"),
         ("/store/x.root", "Set redirector"),
         ("a.root,a.root", "listed twice"),
         (" , ", "is empty"),
