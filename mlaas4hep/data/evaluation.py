@@ -91,7 +91,6 @@ class _Evaluation:
     """Evaluates the nodes of one expression on one block of entries."""
 
     def __init__(self, expression: Expression, columns: Columns, start: int, origin: str) -> None:
-        self._expression = expression
         self._columns = columns
         self._start = start
         self._subject = f"{origin}: {expression}" if origin else str(expression)
@@ -110,7 +109,7 @@ class _Evaluation:
                 return self._operation(name, [self.value(argument) for argument in arguments])
 
     def _refuse(self, what: str, remedy: str = "") -> NoReturn:
-        raise UsageError(f"{self._expression}: {what}.", remedy)
+        raise UsageError(f"{self._subject}: {what}.", remedy)
 
     def _branch(self, reference: str) -> _Value:
         column = self._column(reference)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from mlaas4hep.data.blocks import Block, FlatValues, JaggedValues
+from mlaas4hep.data.expressions import parse
 from mlaas4hep.data.formats import open_source
+from mlaas4hep.data.functions import ARGUMENTS
 from mlaas4hep.data.preprocessing import Preprocessing
 from mlaas4hep.data.schema import Branch, Kind
 from mlaas4hep.data.sources import resolve_files
@@ -309,6 +312,12 @@ def test_lists_of_different_lengths_are_refused_with_file_and_entry() -> None:
         preprocessing.apply(given, "a.root:Events")
 
 
+def test_a_bool_branch_that_is_a_number_in_another_file_is_refused_with_that_file() -> None:
+    preprocessing = rules(flat_cut={"good": {"cut": "not good"}})
+    with pytest.raises(UsageError, match=r"b\.root: .*good, cut, 'not good': 'not' stands beside a number"):
+        preprocessing.apply(Block(0, 1, {"good": FlatValues(np.array([1], dtype=np.int8))}), "b.root")
+
+
 def test_a_branch_that_a_cut_needs_and_the_block_lacks_is_named() -> None:
     with pytest.raises(MlaasError, match="needs nMuon, which is not there"):
         rules(flat_cut={"nMuon": {"cut": "nMuon > 1"}}).apply(Block(0, 1, {"x": FlatValues(np.ones(1))}))
@@ -541,3 +550,38 @@ def test_real_files_are_processed_as_an_event_at_a_time_would_be(real_data: Path
     np.testing.assert_allclose(processed.columns["pz"].values, expected, rtol=1e-12)
     expected = [sum(p for p, e in zip(pt[i], eta[i], strict=True) if abs(e) < 1.5) for i in chosen]
     np.testing.assert_allclose(processed.columns["ht"].values, expected, rtol=1e-12)
+
+
+def test_the_same_rules_mean_the_same_in_root_and_parquet(real_data: Path) -> None:
+    preprocessing = rules(
+        new_branch={
+            "lead": {"def": "Jet_pt[0]", "type": "flat"},
+            "energy": {"def": "Jet_pt * cosh(Jet_eta)", "type": "jagged"},
+        },
+        jagged_cut={"Muon_pt": {"cut": ["Muon_pt > 5", "all"]}},
+        flat_cut={"nJet": {"cut": "nJet > 2"}},
+    )
+    results = []
+    for name in ("nanoaod_dy.root", "nanoaod_dy.parquet"):
+        with open_source(resolve_files(str(real_data / name), "Events")[0]) as reader:
+            needed = preprocessing.required(["lead", "energy"], {branch.name: branch for branch in reader.branches})
+            results.append(preprocessing.apply(next(iter(reader.blocks(needed, reader.entries)))))
+    one, other = results
+    assert one.passed.tolist() == other.passed.tolist()
+    np.testing.assert_array_equal(one.kept, other.kept)
+    for name in ("lead", "energy"):
+        np.testing.assert_array_equal(one.columns[name].values, other.columns[name].values)
+
+
+def test_what_the_documentation_shows_is_understood() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "preprocessing.md").read_text(encoding="utf-8")
+    example = json.loads(page.split("```json")[1].split("```")[0])
+    assert len(Preprocessing.from_json(example, "the example").cuts) == 5
+    table = page.split("## Expressions")[1].split("`np.` or")[0].replace("\\|", "|")
+    signs = ("(", "[", "1 <=", "event")
+    expressions = [text for text in re.findall("`([^`]+)`", table) if any(sign in text for sign in signs)]
+    assert len(expressions) > 10
+    for text in expressions:
+        parse(text, "the documentation")
+    names = " ".join(re.findall("`([a-z0-9 ]+)`", table)).split()
+    assert set(names) - {"and", "or", "not", "pi", "inf", "nan"} <= set(ARGUMENTS)
