@@ -132,11 +132,12 @@ def _field_values(field: NTupleField, column: Callable[[int], NDArray[Any]], ent
 
 def _verify_pages(ntuple: Any, size: int) -> None:
     """Have the RNTuple verify the checksum of whatever it reads from the file."""
-    pages: set[int] = set()
+    lists_read = False
+    with_sum: set[int] = set()
 
     def read(locator: Any, uncompressed: int) -> tuple[Any, Any]:
         start, length = int(locator.offset), int(locator.num_bytes)
-        with_checksum = id(locator) in pages
+        with_checksum = id(locator) in with_sum
         end = start + length + _CHECKSUM_BYTES * with_checksum
         if not 0 < start <= end <= size:
             raise DamageError("a page lies outside the file")
@@ -150,18 +151,19 @@ def _verify_pages(ntuple: Any, size: int) -> None:
         if length < uncompressed:
             chunk = uproot.compression.decompress(chunk, cursor, {}, length, uncompressed, block_info=None)
             cursor.move_to(0)
-        if not pages:
+        if not lists_read:
             _check_sum(chunk.raw_data[:uncompressed])
         return chunk, cursor
 
     ntuple.read_locator = read
-    pages |= {
+    with_sum |= {
         id(page.locator)
         for cluster in ntuple.page_link_list
         for column in cluster
         for page in column.pages
         if page.has_checksum
     }
+    lists_read = True
 
 
 def _check_sum(raw: Any) -> None:
