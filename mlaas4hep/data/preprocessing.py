@@ -127,6 +127,8 @@ class Preprocessing:
     def apply(self, block: Block, origin: str = "") -> Processed:
         """Process a block of any number of entries that has the `required` branches.
 
+        A Python file's types are those of its sample; without one, those of the block, with no column if it keeps no entry.
+
         Args:
             block: the entries.
             origin: the file that they come from, for errors.

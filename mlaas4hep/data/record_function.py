@@ -65,16 +65,24 @@ class RecordFunction:
                 f"{self.path}: {FUNCTION} drops each of the first {kept.size} events{_of(origin)}.",
                 "Which branches it makes can only be told from an event that it keeps.",
             )
-        entries = block.start + np.flatnonzero(kept)
-        self._refuse_other_names(records, entries, set(records[0]))
-        outputs = tuple(
+        return replace(self, outputs=self._outputs(records, block, kept))
+
+    def _outputs(
+        self, records: Sequence[Mapping[str, Any]], block: Block, kept: NDArray[np.bool_]
+    ) -> tuple[Branch, ...]:
+        """The branches that the records of a block's kept entries are; none for no record."""
+        if not records:
+            return ()
+        self._refuse_other_names(records, block.start + np.flatnonzero(kept), set(records[0]))
+        return tuple(
             self._inferred(name, [record[name] for record in records], block.columns.get(name)) for name in records[0]
         )
-        return replace(self, outputs=outputs)
 
     def output_branches(self, branches: Mapping[str, Branch]) -> dict[str, Branch]:
         """The branches afterwards, those of the files in their order and then the new ones."""
-        outputs = {branch.name: branch for branch in self._known_outputs()}
+        if self.outputs is None:
+            raise MlaasError(f"{self.path} was not tried on any event yet.", "Sample it first.")
+        outputs = {branch.name: branch for branch in self.outputs}
         order = [*(name for name in branches if name in outputs), *(name for name in outputs if name not in branches)]
         return {name: outputs[name] for name in order}
 
@@ -89,21 +97,19 @@ class RecordFunction:
     def apply(self, block: Block, origin: str = "") -> Processed:
         """Call the function for each entry of a block; the kept events become columns of the types found before.
 
+        Without `sampled`, as for events to predict, the block's own types hold, and no kept event means no column.
+
         Raises MlaasError when the function fails, and for a record that has other names or types than the first ones.
         """
         records, kept = self._called(block)
         entries = block.start + np.flatnonzero(kept)
-        self._refuse_other_names(records, entries, {branch.name for branch in self._known_outputs()})
+        outputs = self._outputs(records, block, kept) if self.outputs is None else self.outputs
+        self._refuse_other_names(records, entries, {branch.name for branch in outputs})
         columns = {
             branch.name: self._column(branch, [record[branch.name] for record in records], entries)
-            for branch in self._known_outputs()
+            for branch in outputs
         }
         return Processed(columns, kept, np.array([len(records)], dtype=np.int64))
-
-    def _known_outputs(self) -> tuple[Branch, ...]:
-        if self.outputs is None:
-            raise MlaasError(f"{self.path} was not tried on any event yet.", "Sample it first.")
-        return self.outputs
 
     def _called(self, block: Block) -> tuple[list[Mapping[str, Any]], NDArray[np.bool_]]:
         """What the function returned for the events that it keeps, and which ones these are."""

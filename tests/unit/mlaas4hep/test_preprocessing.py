@@ -439,6 +439,16 @@ def test_a_function_works_on_one_event_and_on_none(tmp_path: Path) -> None:
     assert rows_of(processed.columns["v"]) == [[1.0, 2.0]]
 
 
+def test_events_to_predict_need_no_sample(tmp_path: Path) -> None:
+    loaded = function(tmp_path, "return {'x': [record['nMuon']]} if record['nMuon'] > 1 else None")
+    kept = loaded.apply(Block(0, 1, {"nMuon": FlatValues(np.array([3.0]))}))
+    assert rows_of(kept.columns["x"]) == [[3.0]]
+    dropped = loaded.apply(Block(0, 1, {"nMuon": FlatValues(np.array([1.0]))}))
+    assert (dropped.kept.tolist(), dropped.columns) == ([False], {})
+    with pytest.raises(MlaasError, match="not tried on any event"):
+        loaded.output_branches(BRANCHES)
+
+
 def test_none_in_a_record_is_a_missing_value(tmp_path: Path) -> None:
     sampled = function(tmp_path, "return {'x': None if record['good'] else 1.5}").sampled(block())
     assert np.isnan(sampled.apply(block()).columns["x"].values).tolist() == [True, True, False, True, False]
