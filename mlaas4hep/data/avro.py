@@ -6,7 +6,6 @@ where it is null; other unions, maps and logical types (times, decimals) are obj
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -111,14 +110,15 @@ def _scan(path: str, stream: BinaryIO) -> _Scan:
     if start != _MAGIC:
         raise MlaasError(f"{path} is not an Avro file: it begins with {start!r}.", "Check the file's format.")
     stream.seek(0)
-    digested = Digested(stream)
+    digest = Digested(stream).hexdigest()
+    stream.seek(0)
     with explained(path, _REMEDY):
-        blocks = fastavro.block_reader(io.BufferedReader(digested))
+        blocks = fastavro.block_reader(stream)
         schema: Any = blocks.writer_schema
         records = sum(block.num_records for block in blocks)
     if not isinstance(schema, dict) or schema.get("type") != "record":
         raise MlaasError(f"{path} holds no records.", "Write one record an event.")
-    return _Scan(records, schema, digested.hexdigest())
+    return _Scan(records, schema, digest)
 
 
 def _arrow_type(schema: Any) -> pa.DataType | None:

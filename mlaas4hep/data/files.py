@@ -95,23 +95,35 @@ def scan_once(file: OpenFile, scan: Callable[[str, BinaryIO], Found]) -> Found:
     return result
 
 
-class Digested(io.RawIOBase):
-    """A stream that keeps a digest of all that is read from it; read to its end by `hexdigest`."""
+class _Borrowed(io.RawIOBase):
+    """A stream that leaves the one behind it open when it is closed."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._digest = hashlib.sha256()
 
     def readable(self) -> bool:
         """True."""
         return True
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Read on, and add it to the digest."""
+    def readinto(self, buffer: Any) -> int:
+        """Read on; returns the number of bytes, 0 at the end."""
         data = self._stream.read(len(buffer))
-        self._digest.update(data)
         buffer[: len(data)] = data
         return len(data)
+
+
+class Digested(_Borrowed):
+    """A borrowed stream that keeps a digest of all that is read from it; read to its end by `hexdigest`."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._digest = hashlib.sha256()
+
+    def readinto(self, buffer: Any) -> int:
+        """Read on, and add it to the digest."""
+        length = super().readinto(buffer)
+        self._digest.update(buffer[:length])
+        return length
 
     def hexdigest(self) -> str:
         """SHA-256 of the whole file."""
@@ -127,7 +139,7 @@ def decompressed(path: str, stream: Any) -> io.BufferedReader:
         return io.BufferedReader(cast("io.RawIOBase", gzip.GzipFile(fileobj=stream)))
     if name.endswith(".bz2"):
         return io.BufferedReader(cast("io.RawIOBase", bz2.BZ2File(stream)))
-    return io.BufferedReader(stream)
+    return io.BufferedReader(_Borrowed(stream))
 
 
 def refuse_repeated(names: Sequence[str], path: str) -> None:

@@ -33,7 +33,7 @@ from mlaas4hep.errors import MlaasError
 _LARGEST_RECORD = 64 * 2**20
 _BEYOND_INTEGERS = float(2**63)
 _REMEDY = "Correct it, or get the file again."
-_VALUE = re.compile(r"[^\s,]|$")
+_VALUE = re.compile(r"[^\s,]|\Z")
 _SIMPLE = {type(None): pa.null(), bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 

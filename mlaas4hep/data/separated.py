@@ -122,7 +122,6 @@ class _Table:
 
     def __init__(self, path: str, stream: BinaryIO | io.BufferedReader) -> None:
         self._path = path
-        self._wrong: list[Any] = []
         with explained(path, "Get the file again."):
             self._text = decompressed(path, stream)
             line = self._text.readline(_LINE_BYTES)
@@ -137,7 +136,7 @@ class _Table:
                 yield from pyarrow.csv.open_csv(
                     self._text,
                     pyarrow.csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, column_names=self.names),
-                    pyarrow.csv.ParseOptions(delimiter=self._separator, invalid_row_handler=self._refuse),
+                    pyarrow.csv.ParseOptions(delimiter=self._separator),
                     pyarrow.csv.ConvertOptions(
                         column_types=types,
                         include_columns=list(types),
@@ -149,17 +148,13 @@ class _Table:
             except pa.ArrowInvalid as error:
                 raise self._wrong_row(error) from error
 
-    def _refuse(self, row: Any) -> str:
-        self._wrong.append(row)
-        return "error"
-
     def _wrong_row(self, error: pa.ArrowInvalid) -> MlaasError:
-        """Say in which row something is wrong."""
-        if self._wrong:
-            row = self._wrong[0]
-            cells = f"{row.actual_columns} cells instead of {row.expected_columns}"
+        """Say in which row something is wrong, by what Arrow says."""
+        if found := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", str(error)):
+            row, expected, cells = found.groups()
             return MlaasError(
-                f"The row {row.number} of {self._path} has {cells} (the header is no row).", "Correct it."
+                f"The row {row} of {self._path} has {cells} cells instead of {expected} (the header is no row).",
+                "Correct it.",
             )
         if found := re.search(r"column #(\d+): Row #(\d+): (.*)", str(error)):
             column, what = self.names[int(found[1])], found[3].rstrip(".")
