@@ -127,7 +127,7 @@ class Preprocessing:
     def apply(self, block: Block, origin: str = "") -> Processed:
         """Process a block of any number of entries that has the `required` branches.
 
-        A Python file's types are those of its sample; without one, those of the block, with no column if it keeps no entry.
+        A Python file has the types of its sample, or without one those of the block (no column if it keeps no entry).
 
         Args:
             block: the entries.
