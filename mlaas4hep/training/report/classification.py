@@ -24,7 +24,7 @@ from mlaas4hep.training.metrics import (
 from mlaas4hep.training.report.curves import TEST, TRAIN, VALIDATION
 from mlaas4hep.training.report.data import ReportData
 from mlaas4hep.training.report.diagnostics import calibration, kolmogorov_smirnov
-from mlaas4hep.training.report.figure import INK, Axis, Figure
+from mlaas4hep.training.report.figure import INK, SERIES, Axis, Figure
 from mlaas4hep.training.report.markup import Markup, element, joined
 from mlaas4hep.training.report.parts import fixed, grid, number, panel, right, table, whole, with_error
 
@@ -38,23 +38,34 @@ _PARTS = {"train": (TRAIN, "dotted"), "validation": (VALIDATION, "dashed"), "tes
 
 @dataclass(frozen=True)
 class _Output:
-    """One probability of the model, as a score of its class against the rest."""
+    """One probability of the model, as a score of its class against the rest, with its colour."""
 
     number: int
     title: str
     signal: str
     background: str
+    series: int
 
 
 def outputs(data: ReportData) -> list[_Output]:
     """Of two classes the second against the first; of more, each against the rest, those with most events first."""
     names = data.task.classes
     if len(names) == 2:
-        return [_Output(1, f"{names[1]} against {names[0]}", names[1], names[0])]
+        return [_Output(1, f"{names[1]} against {names[0]}", names[1], names[0], 1)]
     tested = data.parts.get("test")
     counts = np.zeros(len(names)) if tested is None else np.bincount(tested.targets, minlength=len(names))
     order = np.argsort(-counts, kind="stable").tolist()
-    return [_Output(number, f"{names[number]} against the rest", names[number], "the rest") for number in order]
+    # the colours are those of the classes elsewhere, as long as there are enough
+    return [
+        _Output(
+            number,
+            f"{names[number]} against the rest",
+            names[number],
+            "the rest",
+            number if len(names) <= SERIES else place,
+        )
+        for place, number in enumerate(order)
+    ]
 
 
 def area_of(data: ReportData, part: str) -> Area:
@@ -162,7 +173,7 @@ def _roc_curves(data: ReportData) -> Iterator[_Curve]:
             positive = scored.targets == output.number
             if positive.all() or not positive.any():
                 continue
-            series, dash = (output.number, "") if several else _PARTS.get(part, (INK, ""))
+            series, dash = (output.series, "") if several else _PARTS.get(part, (INK, ""))
             yield _Curve(
                 name=output.signal if several else part,
                 rates=roc_curve(positive, scores, scored.weights),
@@ -358,7 +369,7 @@ def calibration_panel(data: ReportData) -> Markup | None:
             curve.predicted,
             curve.observed,
             error=curve.error,
-            series=output.number,
+            series=output.series,
             name=output.signal,
             joined_by="dashed",
         )

@@ -284,7 +284,7 @@ class Figure:
         )
         frame = element("rect", class_="frame", x=size.left, y=size.top, width=self._width, height=self._height)
         ticks = element("path", class_="ticks", d=self._tick_path(x_ticks, y_ticks))
-        extra = 13 if size is SMALL and x_ticks.exponent else 0
+        above, below = (10 * bool(y_ticks.exponent), 13 * bool(x_ticks.exponent)) if size is SMALL else (0, 0)
         return element(
             "svg",
             area,
@@ -293,7 +293,7 @@ class Figure:
             *self._x_labels(x_ticks),
             *self._y_labels(y_ticks),
             class_=size.css,
-            viewBox=f"0 0 {size.width} {size.height + extra}",
+            viewBox=f"0 {-above} {size.width} {size.height + above + below}",
             role="img",
             aria_label=message,
         )

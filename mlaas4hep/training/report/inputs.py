@@ -95,8 +95,9 @@ def inputs_section(data: ReportData) -> Markup | None:
     classes = _series_names(data)
     kind = "most important" if ranked else "first"
     which = f"The {len(shown)} {kind} of {len(by_name)}. " if len(by_name) > len(shown) else ""
+    most = f"The first {SERIES} of {len(classes)} classes. " if len(classes) > SERIES else ""
     text = (
-        f"{which}Training events, each class with unit area; the first and the last bin hold what lies beyond. A"
+        f"{which}{most}Training events, each class with unit area; the first and the last bin hold what lies beyond. A"
         " logarithmic scale is used where a few bins hold nearly everything."
     )
     plots = [_small_plot(histogram, classes, "") for histogram in shown]

@@ -272,6 +272,7 @@ def test_three_classes_are_each_shown_against_the_rest() -> None:
 
 def test_many_classes_get_a_map_instead_of_a_table() -> None:
     page = Page(render(report(30)))
+    assert any("The first 8 of 30 classes." in text for text in page.texts_of("p"))
     assert "Confusion matrix, fraction of each true class" in page.texts_of("figcaption")
 
 
