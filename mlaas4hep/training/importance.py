@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlaas4hep.training.contract import Chunk
+from mlaas4hep.training.contract import Chunk, Feed, Task
+from mlaas4hep.training.metrics import macro_area, mean_squared_error
 
 Predict = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray[np.float64]]
 Score = Callable[[NDArray[Any], NDArray[np.float64], "NDArray[np.float32] | None"], float]
@@ -59,7 +60,7 @@ def permutation_importance(
         chunk: events that the model was not trained on.
         slices: the columns of each input: `Schema.slices`.
         score: of targets (n,), predictions (n, width) and weights (n,) or None; larger is better. For a regression
-            give the negative loss, so that the importance is by how much the loss grows.
+            give a negative error, so that the importance is by how much it grows: `score_of`.
         repeats: permutations of each input.
         seed: of the permutations.
     """
@@ -80,6 +81,37 @@ def permutation_importance(
         spread = float(np.std(losses, ddof=1)) if repeats > 1 else float("nan")
         found.append(Importance(name, float(np.mean(losses)), spread))
     return sorted(found, key=lambda importance: -np.nan_to_num(importance.mean, nan=-np.inf))
+
+
+def sample(feed: Feed) -> Chunk:
+    """Up to 5,000 events of a feed, taken at equal distances, in arrays of their own."""
+    stride = max(-(-feed.events // _EVENTS), 1)
+    pieces, before = [], 0
+    for chunk in feed.chunks(0):
+        chosen = slice(-before % stride, None, stride)
+        weights = None if chunk.weights is None else chunk.weights[chosen]
+        pieces.append(
+            (chunk.rows[chosen], chunk.values[chosen].copy(), chunk.mask[chosen].copy(), chunk.targets[chosen], weights)
+        )
+        before += chunk.rows.size
+    rows, values, mask, targets, heavy = zip(*pieces, strict=True)
+    weights = None if heavy[0] is None else np.concatenate(heavy)
+    return Chunk(np.concatenate(rows), np.concatenate(values), np.concatenate(mask), np.concatenate(targets), weights)
+
+
+def score_of(task: Task) -> Score:
+    """The AUC (the mean over the classes where there are more than two), or the negative mean squared error."""
+    return _negative_error if task.kind == "regression" else _area
+
+
+def _area(targets: NDArray[Any], predictions: NDArray[np.float64], weights: NDArray[np.float32] | None) -> float:
+    return macro_area(targets.astype(np.int64), predictions, weights).value
+
+
+def _negative_error(
+    targets: NDArray[Any], predictions: NDArray[np.float64], weights: NDArray[np.float32] | None
+) -> float:
+    return -mean_squared_error(targets, predictions[:, 0], weights)
 
 
 def _chosen(events: int, cells_an_event: int) -> NDArray[np.int64]:

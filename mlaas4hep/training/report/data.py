@@ -52,8 +52,7 @@ class ReportData:
         columns: number of columns of each input in the input vector.
         histograms: values of the inputs by class.
         multiplicities: number of values in an event of the jagged branches by class.
-        importance: of the inputs, the greatest first.
-        importance_of: what is lost without an input (`AUC`) or gained (`loss`), for the title of the table.
+        importance: of the inputs, the greatest first: what the AUC loses, or by how much the mean squared error grows.
         cut_flow: name of each cut with the number of events left.
         timing: seconds of each stage, by name.
         folds: measures of the test events of each fold of a cross-validation, by name.
@@ -76,7 +75,6 @@ class ReportData:
     histograms: Sequence[Histogram] = ()
     multiplicities: Sequence[Histogram] = ()
     importance: Sequence[Importance] = ()
-    importance_of: str = "AUC"
     cut_flow: Sequence[tuple[str, int]] = ()
     timing: Mapping[str, float] = field(default_factory=dict)
     folds: Sequence[Mapping[str, Any]] = ()

@@ -27,26 +27,27 @@ def importance_section(data: ReportData) -> Markup | None:
     """All inputs by importance, each with a bar; the first ones unfolded."""
     if not data.importance:
         return None
-    verb = "grows" if data.importance_of.lower() == "loss" else "falls"
+    regression = data.task.kind == "regression"
+    what, verb = ("mean squared error", "grows") if regression else ("AUC", "falls")
     explanation = (
-        f"How much the {data.importance_of} of test events {verb} when one input, with all its columns and its mask, is"
+        f"How much the {what} of test events {verb} when one input, with all its columns and its mask, is"
         " exchanged between the events: mean and standard deviation over several permutations. Inputs that say the same"
         " thing share their importance."
     )
     first, rest = data.importance[:_FIRST], data.importance[_FIRST:]
     reach = _reach(data.importance)
-    parts = [element("p", explanation), _importance_table(first, reach, data.importance_of, 1)]
+    parts = [element("p", explanation), _importance_table(first, reach, what, 1)]
     if rest:
-        parts.append(
-            folded(f"The other {len(rest)} inputs", _importance_table(rest, reach, data.importance_of, _FIRST + 1))
-        )
+        parts.append(folded(f"The other {len(rest)} inputs", _importance_table(rest, reach, what, _FIRST + 1)))
     return joined(parts)
 
 
 def _reach(found: Sequence[Importance]) -> tuple[float, float]:
     """The range of the bars, with 0 in it."""
-    means = np.nan_to_num([importance.mean for importance in found])
-    errors = np.nan_to_num([importance.deviation for importance in found])
+    means, errors = (
+        np.nan_to_num([getattr(importance, name) for importance in found], posinf=0.0, neginf=0.0)
+        for name in ("mean", "deviation")
+    )
     return min(float((means - errors).min()), 0.0), float((means + errors).max()) or 1.0
 
 
@@ -69,10 +70,10 @@ def _bar(importance: Importance, reach: tuple[float, float]) -> Markup:
     width, height = _BAR
     low, high = reach
     scale = (width - 4) / max(high - low, 1e-300)
-    if math.isnan(importance.mean):
+    if not math.isfinite(importance.mean):
         return element("td", "")
     zero, end = 2 - low * scale, 2 + (importance.mean - low) * scale
-    error = 0.0 if math.isnan(importance.deviation) else importance.deviation * scale
+    error = importance.deviation * scale if math.isfinite(importance.deviation) else 0.0
     left, length = min(zero, end), abs(end - zero)
     shapes = [
         element("rect", class_=f"cell {colour(1)}", x=f"{left:.1f}", y=2, width=f"{length:.1f}", height=height - 4),
@@ -96,8 +97,9 @@ def inputs_section(data: ReportData) -> Markup | None:
     kind = "most important" if ranked else "first"
     which = f"The {len(shown)} {kind} of {len(by_name)}. " if len(by_name) > len(shown) else ""
     most = f"The first {SERIES} of {len(classes)} classes. " if len(classes) > SERIES else ""
+    each = ", each class" if data.task.classes else ""
     text = (
-        f"{which}{most}Training events, each class with unit area; the first and the last bin hold what lies beyond. A"
+        f"{which}{most}Training events{each} with unit area; the first and the last bin hold what lies beyond. A"
         " logarithmic scale is used where a few bins hold nearly everything."
     )
     plots = [_small_plot(histogram, classes, "") for histogram in shown]

@@ -82,7 +82,9 @@ def _agreement(data: ReportData) -> Markup | None:
     figure.guide([low, high], [low, high], "predicted = true")
     correlation = number(_correlation(true, predicted), 3)
     message = f"Predicted against true value of {whole(true.size)} test events; correlation {correlation}."
-    return panel("Predicted against true, test events", figure, message, "Darker is more events, by logarithm.")
+    return panel(
+        "Predicted against true, test events", figure, message, "A stronger colour is more events, by logarithm."
+    )
 
 
 def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from mlaas4hep.training.contract import Chunk
-from mlaas4hep.training.importance import permutation_importance
+from mlaas4hep.training.contract import Chunk, Task
+from mlaas4hep.training.importance import permutation_importance, sample, score_of
 from mlaas4hep.training.metrics import roc_area
 
 SLICES = {"noise": slice(0, 1), "signal": slice(1, 2), "Muon_pt": slice(2, 5)}
@@ -108,6 +108,38 @@ def test_weights_reach_the_score() -> None:
 
     permutation_importance(predict, chunk, SLICES, weighted)
     assert sizes == {5000}
+
+
+class Pieces:
+    """A feed of given events in chunks of a given size, in buffers that are used again."""
+
+    def __init__(self, chunk: Chunk, size: int) -> None:
+        self.chunk, self.size, self.events = chunk, size, chunk.targets.size
+
+    def chunks(self, epoch: int):
+        values, mask = np.empty_like(self.chunk.values[: self.size]), np.empty_like(self.chunk.mask[: self.size])
+        for start in range(0, self.events, self.size):
+            piece = slice(start, start + self.size)
+            rows = self.chunk.rows[piece]
+            values[: rows.size], mask[: rows.size] = self.chunk.values[piece], self.chunk.mask[piece]
+            weights = self.chunk.weights[piece]
+            yield Chunk(rows, values[: rows.size], mask[: rows.size], self.chunk.targets[piece], weights)
+
+
+@pytest.mark.parametrize("size", [700, 12_000])
+def test_a_sample_takes_events_at_equal_distances_whatever_the_chunks(size: int) -> None:
+    chunk = events(12_000, weights=np.arange(12_000, dtype=np.float32))
+    found = sample(Pieces(chunk, size))
+    assert found.rows.tolist() == list(range(0, 12_000, 3))
+    assert (found.values == chunk.values[::3]).all() and (found.mask == chunk.mask[::3]).all()
+    assert (found.targets == chunk.targets[::3]).all() and (found.weights == chunk.weights[::3]).all()
+
+
+def test_classes_are_scored_by_the_area_and_values_by_the_negative_error() -> None:
+    targets = np.array([0, 1, 0, 1], dtype=np.int8)
+    perfect = np.eye(2)[targets]
+    assert score_of(Task("classification", ("b", "s")))(targets, perfect, None) == 1.0
+    assert score_of(Task("regression"))(np.array([1.0, 2.0]), np.array([[1.0], [4.0]]), None) == -2.0
 
 
 def test_many_inputs_take_fewer_events() -> None:

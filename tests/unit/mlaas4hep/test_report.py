@@ -20,10 +20,12 @@ from mlaas4hep.training.histograms import Histogram
 from mlaas4hep.training.importance import Importance
 from mlaas4hep.training.measures import Scored
 from mlaas4hep.training.metrics import roc_area
-from mlaas4hep.training.report import InputFile, ReportData, render, write_report
+from mlaas4hep.training.report import InputFile, ReportData, render, report_on_data, write_report
 from mlaas4hep.training.report.diagnostics import calibration, kolmogorov_smirnov
 from mlaas4hep.training.report.figure import SMALL, Axis, Figure
 from mlaas4hep.training.report.markup import Markup, element, escape
+from mlaas4hep.training.targets import Targets
+from mlaas4hep.training.workflow import Labels
 
 PARTS = {"train": 400, "validation": 100, "test": 120}
 VOID = {"meta"}
@@ -143,7 +145,6 @@ def regression() -> ReportData:
         events={part: [events] for part, events in PARTS.items()},
         histograms=[histogram("MET_pt", 1)],
         multiplicities=[],
-        importance_of="loss",
     )
 
 
@@ -311,7 +312,6 @@ def hostile_report() -> ReportData:
         histograms=[histogram(HOSTILE)],
         multiplicities=[histogram(HOSTILE)],
         importance=[Importance(HOSTILE, 0.1, 0.1)],
-        importance_of=HOSTILE,
         cut_flow=[(HOSTILE, 5)],
         timing={HOSTILE: 1.0},
         parameters={HOSTILE: [HOSTILE]},
@@ -419,7 +419,7 @@ def without_events() -> dict[str, Scored]:
         report(parts=without_background()),
         report(parts=without_events()),
         report(history=[{"epoch": 1, "loss": math.nan, "val_loss": None, "auc": 0.5}]),
-        report(importance=[Importance("MET_pt", math.nan, math.nan), Importance("Muon_pt", 0.0, math.nan)]),
+        report(importance=[Importance("MET_pt", math.nan, math.nan), Importance("Muon_pt", math.inf, math.nan)]),
         report(histograms=[Histogram("x", np.array([3e38, 3.1e38]), np.zeros((2, 1)))]),
         report(histograms=[Histogram("x", np.array([1e-30, 2e-30]), np.array([[-1.0], [2.0]]))]),
         report(statistics=[statistics("x", count=0, minimum=0.0, maximum=0.0, mean=0.0, deviation=0.0)], files=[]),
@@ -472,6 +472,17 @@ def test_it_is_written_where_it_is_wanted(tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(MlaasError, match=r"The report .*missing.report\.html cannot be written: No such file"):
         write_report(tmp_path / "missing" / "report.html", report())
+
+
+def test_a_store_tells_what_the_model_was_trained_on(tmp_path, write_tree, collisions, stored) -> None:
+    files = [write_tree(tmp_path / f"{name}.root", collisions(300, shift, 1)) for name, shift in (("s", 8.0), ("b", 0))]
+    store = stored(files, identifiers=["event"])
+    targets = Targets(Task("classification", ("0", "1")), np.repeat([1, 0], 300).astype(np.int8), None, None)
+    data = report_on_data("toy", store, store.schema(), targets, Labels(by_source=("1", "0")))
+    assert [(file.label, file.entries, file.used) for file in data.files] == [("1", 300, 300), ("0", 300, 300)]
+    assert [sum(counts[number] for counts in data.events.values()) for number in (0, 1)] == [300, 300]
+    assert data.columns["MET_pt"] == 1 and data.columns["Muon_pt"] > 1
+    assert "statistics" in Page(render(data)).sections
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.1, 0.3])
