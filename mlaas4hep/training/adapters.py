@@ -56,8 +56,10 @@ def load_adapter(framework: str, file: Path, task: Task, schema: Schema, code: P
 def framework_of(native: Any) -> str:
     """`keras`, `torch`, `sklearn` or `xgboost`; "" for anything else.
 
-    Keras comes first: with its torch backend, its models are torch modules as well.
+    Keras comes first: with its torch backend, its models are torch modules as well. A dict holds XGBoost's parameters.
     """
+    if isinstance(native, dict):
+        return "xgboost"
     packages = {base.__module__.partition(".")[0] for base in type(native).__mro__}
     return next((name for name in _MAKERS if name in packages), "")
 
@@ -75,5 +77,40 @@ def _load_keras(file: Path, task: Task, schema: Schema, code: Path) -> Adapter:
     return load_keras(file, task)
 
 
-_MAKERS: dict[str, Callable[[Any, Task, UserModel], Adapter]] = {"keras": _keras}
-_LOADERS: dict[str, Callable[[Path, Task, Schema, Path], Adapter]] = {"keras": _load_keras}
+def _xgboost(native: Any, task: Task, user: UserModel) -> Adapter:
+    from mlaas4hep.training.xgboost_adapter import XgboostAdapter
+
+    return XgboostAdapter(native, task, user.path)
+
+
+def _load_xgboost(file: Path, task: Task, schema: Schema, code: Path) -> Adapter:
+    del schema, code
+    from mlaas4hep.training.xgboost_adapter import load_xgboost
+
+    return load_xgboost(file, task)
+
+
+def _sklearn(native: Any, task: Task, user: UserModel) -> Adapter:
+    from mlaas4hep.training.sklearn_adapter import make_sklearn
+
+    return make_sklearn(native, task, user)
+
+
+def _load_sklearn(file: Path, task: Task, schema: Schema, code: Path) -> Adapter:
+    del schema, code
+    from mlaas4hep.training.sklearn_adapter import load_sklearn
+
+    return load_sklearn(file, task)
+
+
+# xgboost before sklearn: its estimators are estimators of scikit-learn as well
+_MAKERS: dict[str, Callable[[Any, Task, UserModel], Adapter]] = {
+    "keras": _keras,
+    "xgboost": _xgboost,
+    "sklearn": _sklearn,
+}
+_LOADERS: dict[str, Callable[[Path, Task, Schema, Path], Adapter]] = {
+    "keras": _load_keras,
+    "xgboost": _load_xgboost,
+    "sklearn": _load_sklearn,
+}

@@ -61,8 +61,8 @@ def roc_area(positive: NDArray[np.bool_], scores: NDArray[np.float64], weights: 
     """Probability that a positive event scores higher than a negative one, ties counting half.
 
     The error is that of DeLong, DeLong and Clarke-Pearson (Biometrics 44, 1988), computed from sorted scores in the
-    manner of Sun and Xu (IEEE Signal Processing Letters 21, 2014). With weights a pair counts with their product, and the variances are
-    those of weighted means. NaN where one of the classes has no event, or no weight.
+    manner of Sun and Xu (IEEE Signal Processing Letters 21, 2014). With weights a pair counts with their product, and
+    the variances are those of weighted means. NaN where one of the classes has no event, or no weight.
 
     Args:
         positive: shape (n,).
@@ -195,7 +195,8 @@ def weighted_confusion(
     targets: NDArray[np.int64], decisions: NDArray[np.int64], classes: int, weights: NDArray[Any]
 ) -> NDArray[np.float64]:
     """Sum of weights by true class (row) and assigned class (column), shape (classes, classes)."""
-    cells = np.bincount(targets * classes + decisions, weights=weights, minlength=classes**2)
+    heavy = np.asarray(weights, dtype=np.float64)
+    cells: NDArray[Any] = np.bincount(targets * classes + decisions, weights=heavy, minlength=classes**2)
     return cells.reshape(classes, classes)
 
 
