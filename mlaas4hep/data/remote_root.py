@@ -23,6 +23,7 @@ class RemoteSource(Source):  # type: ignore[misc]
         self._num_bytes = self._remote.size
         self._executor = ThreadPoolExecutor(1, "remote")
         self._closed = False
+        self._held: dict[Range, bytes] = {}
 
     @property
     def version(self) -> str:
@@ -46,9 +47,20 @@ class RemoteSource(Source):  # type: ignore[misc]
         self._remote.close()
         self._closed = True
 
+    def fetch_together(self, wanted: list[Range]) -> None:
+        """Fetch ranges that `chunk` will be asked for, and hold them in place of those held before."""
+        self._held.clear()
+        inside = [(start, min(stop, self._num_bytes)) for start, stop in wanted if 0 <= start < self._num_bytes]
+        if inside:
+            self._held.update(self._executor.submit(lambda: dict(self._counted(runs(inside)))).result())
+
     def chunk(self, start: int, stop: int) -> Chunk:
         """The bytes [start, stop), fewer at the end of the file."""
-        data = self._executor.submit(self._fetched, start, min(stop, self._num_bytes)).result()
+        stop_there = min(stop, self._num_bytes)
+        for (begin, end), held in self._held.items():
+            if begin <= start and stop_there <= end:
+                return Chunk(self, start, stop, TrivialFuture(memoryview(held)[start - begin : stop_there - begin]))
+        data = self._executor.submit(self._fetched, start, stop_there).result()
         return Chunk(self, start, stop, TrivialFuture(data))
 
     def chunks(self, ranges: list[Range], notifications: queue.Queue[Chunk]) -> list[Chunk]:

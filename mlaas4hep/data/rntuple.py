@@ -22,6 +22,7 @@ from uproot.const import RNTupleFieldFlags, RNTupleFieldRole
 from mlaas4hep.data.blocks import Column, FlatValues, JaggedValues, cut
 from mlaas4hep.data.compression import check_blocks
 from mlaas4hep.data.damage import GET_AGAIN, DamageError, explained
+from mlaas4hep.data.remote_root import RemoteSource
 from mlaas4hep.data.schema import INPUT_KINDS, Branch, Kind
 
 _CHECKSUM_BYTES = 8
@@ -103,12 +104,25 @@ class NTupleContents:
                 columns[wanted] = self._ntuple.read_cluster_range(wanted, number, number + 1, min(late, entries))
             return columns[wanted]
 
+        self._fetch_together(names, number)
         values = {}
         for name in names:
             where = f"The branch {name} of {self._where} between the entries {first} and {first + entries}"
             with explained(where, GET_AGAIN):
                 values[name] = _field_values(self._fields[name], column, entries)
         return values
+
+    def _fetch_together(self, names: Sequence[str], number: int) -> None:
+        """Have a file on a server give all pages of a cluster by one request."""
+        source = self._ntuple.file.source
+        if isinstance(source, RemoteSource):
+            fields = [self._fields[name] for name in names]
+            wanted = {column for field in fields for column in (field.values, field.offsets) if column >= 0}
+            pages = self._ntuple.page_link_list[number]
+            locators = [page.locator for column in wanted if column < len(pages) for page in pages[column].pages]
+            source.fetch_together(
+                [(int(at.offset), int(at.offset + at.num_bytes) + _CHECKSUM_BYTES) for at in locators]
+            )
 
 
 def _field_values(field: NTupleField, column: Callable[[int], NDArray[Any]], entries: int) -> Column:

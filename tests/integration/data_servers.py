@@ -31,7 +31,7 @@ pid {folder}/pid;
 error_log {folder}/error.log;
 events {{ worker_connections 64; }}
 http {{
-  log_format ranges '$status $body_bytes_sent $request_method $uri "$http_range"';
+  log_format ranges '$status $body_bytes_sent $request_method $uri "$http_range" $server_port';
   access_log {folder}/access.log ranges;
   client_body_temp_path {folder}/tmp; proxy_temp_path {folder}/tmp; fastcgi_temp_path {folder}/tmp;
   uwsgi_temp_path {folder}/tmp; scgi_temp_path {folder}/tmp;
@@ -87,7 +87,7 @@ class DataServer:
         return f"{place}/store/{name}" if kind == "root" else f"{place}{name}"
 
     def requests(self) -> list[str]:
-        """What nginx was asked for since the last call: status, bytes, method, path, ranges."""
+        """What nginx's server for several ranges was asked since the last call: status, bytes, method, path, ranges."""
         # the log line follows the answer; a request of our own marks where it has got to
         with socket.create_connection(("127.0.0.1", self.ports["several"])) as probe:
             probe.sendall(b"GET /mark HTTP/1.0\r\n\r\n")
@@ -97,7 +97,8 @@ class DataServer:
         while not any(" /mark " in line for line in lines):
             lines = (self.folder / "access.log").read_text().splitlines()[self._seen :]
         self._seen += len(lines)
-        return [line for line in lines if " /mark " not in line]
+        asked = [line for line in lines if line.endswith(f" {self.ports['several']}")]
+        return [line for line in asked if " /mark " not in line]
 
 
 @contextmanager
