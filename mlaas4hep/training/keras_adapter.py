@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.training.contract import Chunk, Feed, Progress, Task
+from mlaas4hep.training.keras_steps import Fed, Steps, make_steps
 from mlaas4hep.training.outputs import identity, probabilities, sigmoid, softmax, values_of, width_of
 from mlaas4hep.training.random_state import random_state, set_random_state
 from mlaas4hep.training.user_model import explained
@@ -70,6 +71,7 @@ class KerasAdapter:
         self.size = 0
         self._outputs = 0
         self._one_hot = False
+        self._steps: Steps | None = None
         self._activation: Callable[[NDArray[np.float64]], NDArray[np.float64]] = identity
 
     def _input_names(self) -> list[str]:
@@ -112,19 +114,17 @@ class KerasAdapter:
         return True
 
     def _train(self, chunk: Chunk, batch_size: int) -> float:
-        """The steps of a chunk; returns a loss that is finite if that of each step is."""
-        loss = 0.0
-        for x, y, weights in self._batches(chunk, batch_size):
-            logs = self.native.train_on_batch(x, y, sample_weight=weights, return_dict=True)
-            loss += float(logs["loss"])
-        return loss
-
-    def _batches(self, chunk: Chunk, batch_size: int) -> Iterator[tuple[Any, NDArray[Any], NDArray[np.float32] | None]]:
-        targets = self._targets(chunk.targets)
-        for first in range(0, chunk.rows.size, batch_size):
-            piece = slice(first, first + batch_size)
-            weights = None if chunk.weights is None else chunk.weights[piece]
-            yield self._fed(chunk.values[piece], chunk.mask[piece]), targets[piece], weights
+        """The steps of a chunk; returns a number that is finite if the loss of each step is."""
+        if self._steps is None:
+            self._steps = make_steps(self._keras, self.native)
+        x = [chunk.mask if name == MASK_INPUT else chunk.values for name in self._inputs] or [chunk.values]
+        try:
+            return self._steps.run(Fed(tuple(x), self._targets(chunk.targets), chunk.weights), batch_size)
+        except Exception:
+            # PyTorch refuses NaN as a probability before there is a loss
+            if all(np.isfinite(variable.numpy()).all() for variable in self.native.trainable_variables):
+                raise
+            return math.nan
 
     def evaluate(self, chunk: Chunk) -> tuple[float, NDArray[np.float64]]:
         """Mean of the model's own loss over events that are not trained on, and their predictions."""
@@ -190,7 +190,7 @@ class KerasAdapter:
 
     def _as_input(self, number: int, mask: NDArray[np.bool_]) -> NDArray[Any]:
         dtype: str = self._keras.backend.standardize_dtype(self.native.inputs[number].dtype)
-        return mask.astype(dtype)
+        return np.asarray(mask, dtype=dtype)
 
     def _targets(self, targets: NDArray[Any]) -> NDArray[Any]:
         """Targets as the model's loss takes them."""
