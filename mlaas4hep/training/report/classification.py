@@ -349,7 +349,8 @@ def class_table(data: ReportData) -> Markup | None:
     accuracy = float(np.trace(counts) / counts.sum())
     cut = f", the second class from a probability of {number(data.threshold)} on" if len(data.task.classes) == 2 else ""
     headers = ["Class", "Precision", "Recall", "F1", "Test events"]
-    return table(f"Test events: accuracy {fixed(accuracy)}{cut}", headers, rows)
+    counted = "Test events" if scored.weights is None else "Test events, each counted once"
+    return table(f"{counted}: accuracy {fixed(accuracy)}{cut}", headers, rows)
 
 
 def calibration_panel(data: ReportData) -> Markup | None:

@@ -42,7 +42,7 @@ class Size:
     css: str
 
 
-FULL = Size(420, 310, 66, 12, 16, 44, (6, 6), 8, "plot")
+FULL = Size(420, 310, 70, 10, 16, 44, (6, 6), 8, "plot")
 SMALL = Size(220, 140, 34, 9, 8, 20, (4, 3), 4, "plot small")
 
 
@@ -339,7 +339,7 @@ class Figure:
                 element(
                     "text",
                     self.y.title,
-                    transform=f"translate(14 {size.top}) rotate(-90)",
+                    transform=f"translate(12 {size.top}) rotate(-90)",
                     text_anchor="end",
                     class_="title",
                 )

@@ -27,7 +27,8 @@ def number(value: object, digits: int = 4) -> str:
     real = float(value)
     if math.isnan(real):
         return "\N{EN DASH}"
-    return f"{real:.{digits}g}".replace("-", "\N{MINUS SIGN}")
+    text = f"{real:.{digits}g}" if math.isfinite(real) else f"{real}".replace("inf", "\N{INFINITY}")
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def fixed(value: float, decimals: int = 4) -> str:

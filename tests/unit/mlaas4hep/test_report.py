@@ -24,6 +24,7 @@ from mlaas4hep.training.report import InputFile, ReportData, render, report_on_d
 from mlaas4hep.training.report.diagnostics import calibration, kolmogorov_smirnov
 from mlaas4hep.training.report.figure import SMALL, Axis, Figure
 from mlaas4hep.training.report.markup import Markup, element, escape
+from mlaas4hep.training.report.parts import number
 from mlaas4hep.training.targets import Targets
 from mlaas4hep.training.workflow import Labels
 
@@ -560,6 +561,14 @@ def test_a_histogram_begins_and_ends_below_its_frame() -> None:
     figure.steps([0, 1, 2], [4, 2], series=0)
     (path,) = [mark["d"] for mark in Page(figure.svg("two bins")).all("path") if mark["class"].startswith("steps")]
     assert path == "M0.0 114V0.0H88.5V56.0H177.0V114"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0123456, "0.01235"), (-2.5, "\N{MINUS SIGN}2.5"), (math.inf, "\N{INFINITY}"), (math.nan, "\N{EN DASH}")],
+)
+def test_numbers_have_four_significant_digits(value: float, shown: str) -> None:
+    assert number(value) == shown
 
 
 def test_text_is_escaped_once_and_markup_never() -> None:
