@@ -33,13 +33,13 @@ _LISTS = (pa.types.is_list, pa.types.is_large_list)
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
 
-def branch_of(name: str, kind: pa.DataType, compressed: int = 0, uncompressed: int = 0) -> Branch:
+def branch_of(name: str, kind: pa.DataType) -> Branch:
     """A column as a branch, by its Arrow type."""
 
     plain = _plain(kind)
 
     def described(what: Kind, dtype: str = "", shape: tuple[int, ...] = (), members: Any = ()) -> Branch:
-        return Branch(name, what, str(plain), dtype, shape, tuple(members), compressed, uncompressed)
+        return Branch(name, what, str(plain), dtype, shape, tuple(members))
 
     if is_number(plain):
         return described(Kind.BOOL if pa.types.is_boolean(plain) else Kind.FLAT, dtype_of(plain))

@@ -219,9 +219,11 @@ def _parsed(
     reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(piece.text) + 1)
     try:
         table = pyarrow.json.read_json(io.BytesIO(piece.text), reading, options)
-    except pa.ArrowInvalid as error:
+        return (
+            table.combine_chunks().to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], table.schema)
+        )
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise _contradiction(path, piece, before, reason(error)) from error
-    return table.combine_chunks().to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], table.schema)
 
 
 def _records(path: str, piece: _Piece) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -25,8 +25,6 @@ _MAGIC = b"PAR1"
 _BLOCK_BYTES = 32 * 2**20
 _BLOCK_ENTRIES = (1_000, 50_000)
 _BUFFER = 64 * 2**10
-# with more column chunks than this their sizes are taken from the first row group
-_MANY_CHUNKS = 100_000
 
 
 class ParquetColumns:
@@ -40,10 +38,7 @@ class ParquetColumns:
         self._table = table
         schema = table.schema_arrow
         refuse_repeated(schema.names, source.path)
-        sizes = _sizes(table.metadata, schema.names)
-        self.branches: tuple[Branch, ...] = tuple(
-            branch_of(column.name, column.type, *sizes.get(column.name, (0, 0))) for column in schema
-        )
+        self.branches: tuple[Branch, ...] = tuple(branch_of(column.name, column.type) for column in schema)
 
     def blocks(self, names: Sequence[str], stop: int) -> Iterator[Block]:
         """The entries [0, stop) of the named columns in blocks of about 32 MiB.
@@ -51,9 +46,7 @@ class ParquetColumns:
         Raises MlaasError that names the column when its data are damaged.
         """
         branches = {branch.name: branch for branch in self.branches if branch.name in names}
-        size = sum(branch.uncompressed for branch in branches.values())
-        smallest, largest = _BLOCK_ENTRIES
-        step = max(smallest, min(largest, int(_BLOCK_BYTES * self.entries / max(size, 1))))
+        step = self._step(len(branches))
         start = 0
         for groups in self._row_groups(step):
             if start >= stop:
@@ -70,6 +63,16 @@ class ParquetColumns:
         if start < stop:
             raise MlaasError(f"{self.source} ends after {start} of {self.entries} rows.", "Get the file again.")
         self._file.verify()
+
+    def _step(self, columns: int) -> int:
+        """Number of entries that fill a block, as if all columns were of the same size.
+
+        Sizes of single columns are in the file, too, but asked for those of a damaged one pyarrow ends the process.
+        """
+        groups = (self._table.metadata.row_group(number) for number in range(self._table.num_row_groups))
+        size = sum(group.total_byte_size for group in groups) * columns / max(len(self.branches), 1)
+        smallest, largest = _BLOCK_ENTRIES
+        return max(smallest, min(largest, int(_BLOCK_BYTES * self.entries / max(size, 1))))
 
     def _row_groups(self, step: int) -> Iterator[list[int]]:
         """Consecutive row groups that together fill a block, or a single one that is larger."""
@@ -147,19 +150,3 @@ def _identity(file: OpenFile) -> str:
     digest = hashlib.sha256(file.stream.read(length)).hexdigest()
     file.stream.seek(0)
     return f"parquet {file.size} {digest}"
-
-
-def _sizes(metadata: Any, names: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Compressed and uncompressed bytes of each column; with very many chunks, estimated from the first row group."""
-    known = set(names)
-    many = metadata.num_row_groups * metadata.num_columns > _MANY_CHUNKS
-    groups = 1 if many else metadata.num_row_groups
-    scale = metadata.num_rows / max(metadata.row_group(0).num_rows, 1) if many else 1
-    sizes: dict[str, tuple[int, int]] = {}
-    for group in (metadata.row_group(number) for number in range(groups)):
-        for chunk in (group.column(number) for number in range(group.num_columns)):
-            path = chunk.path_in_schema
-            name = path if path in known else path.partition(".")[0]
-            packed, full = sizes.get(name, (0, 0))
-            sizes[name] = (packed + chunk.total_compressed_size, full + chunk.total_uncompressed_size)
-    return {name: (int(packed * scale), int(full * scale)) for name, (packed, full) in sizes.items()}

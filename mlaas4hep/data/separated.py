@@ -107,14 +107,22 @@ def _fits(cells: pa.Array, kind: pa.DataType) -> bool:
         return True
     if pa.types.is_boolean(kind):
         return bool(pc.all(pc.is_in(cells.drop_null(), pa.array([*_TRUE, *_FALSE]))).as_py())
+    numbers = _cast(cells, kind)
+    if numbers is None:
+        numbers = _cast(pc.utf8_trim_whitespace(cells), kind)
+    if numbers is None or pa.types.is_integer(kind):
+        return numbers is not None
+    beyond = pc.greater_equal(pc.abs(numbers), _BEYOND_INTEGERS)
+    return not (
+        pc.any(beyond).as_py() and pc.any(pc.match_substring_regex(cells.filter(beyond), _WHOLE_NUMBER)).as_py()
+    )
+
+
+def _cast(cells: pa.Array, kind: pa.DataType) -> pa.Array | None:
     try:
-        numbers = pc.cast(pc.utf8_trim_whitespace(cells), kind)
+        return pc.cast(cells, kind)
     except pa.ArrowInvalid:
-        return False
-    if pa.types.is_integer(kind):
-        return True
-    large = cells.filter(pc.greater_equal(pc.abs(numbers), _BEYOND_INTEGERS))
-    return not pc.any(pc.match_substring_regex(large, _WHOLE_NUMBER)).as_py()
+        return None
 
 
 class _Table:

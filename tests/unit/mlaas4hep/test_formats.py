@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import json
 import re
@@ -311,6 +312,20 @@ def test_damaged_files_raise_our_own_errors_only(tmp_path: Path, name: str) -> N
             continue
 
 
+def test_a_damaged_parquet_footer_does_not_end_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(path, {name: column[:50] for name, column in events().items()})
+    data = path.read_bytes()
+    footer = int.from_bytes(data[-8:-4], "little") + 8
+    generator = np.random.default_rng(4)
+    for place in generator.integers(len(data) - footer, len(data) - 8, 60).tolist():
+        broken = bytearray(data)
+        broken[place] ^= 1 << int(generator.integers(8))
+        path.write_bytes(broken)
+        with contextlib.suppress(MlaasError):
+            read(path, names=["met", "pt"])
+
+
 def test_csv_types_are_those_of_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlaas4hep.data.separated.BLOCK_BYTES", 64)
     rows = ["1,1,-1,true,1,,x,7"] * 10 + ["2,2.5,18446744073709551615,False,,,1,36893488147419103232"]
@@ -403,13 +418,14 @@ def test_json_types_are_those_of_all_records_and_what_is_missing_is_nan_or_an_em
         ('[{"a": 1}\n', "line 2 of .* is not valid JSON"),
         ("[1]", "line 1 of .* has 1 instead of an object"),
         ('[{"a": 1}] 5', "goes on after the end of its array"),
+        ('{"a\udcff": 1}\n', "line 1 of .* is not valid JSON"),
         ("a,b\n", "not JSON"),
         ("  \n", "nothing but blanks"),
         ('{"a": ' + "[" * 100_000, "line 1 of .* is not valid JSON"),
     ],
 )
 def test_a_wrong_json_file_is_refused_with_line_and_key(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "a.json").write_text(text)
+    (tmp_path / "a.json").write_bytes(text.encode(errors="surrogateescape"))
     assert re.search(said, refused(tmp_path / "a.json"))
 
 
