@@ -77,15 +77,16 @@ def _root(
 
 @app.command()
 def inspect(
-    file: Annotated[str, typer.Argument(help="A ROOT file: a path, or root://host//path.")],
+    file: Annotated[str, typer.Argument(help="A data file: a path, or root:// or https:// URL.")],
     tree: Annotated[str, typer.Option(help="Show only this tree.")] = "",
+    dtype: Annotated[str, typer.Option(help="The format, where the suffix does not tell.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the trees of a ROOT file: entries, sizes, and branches by kind."""
+    """Show what a data file holds (ROOT, Parquet, CSV, JSON, Avro): entries, sizes, and branches by kind."""
+    from mlaas4hep.data.formats import inspect_source
     from mlaas4hep.data.inspection import print_report, report_as_json
-    from mlaas4hep.data.root import inspect_file
 
-    report = inspect_file(file, tree)
+    report = inspect_source(file, tree, dtype)
     if as_json:
         print(json.dumps(report_as_json(report), indent=1))
     else:
@@ -111,24 +112,25 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the events, instead of the parameter's.")] = None,
     progress: Annotated[ProgressMode, typer.Option(help="How progress is shown.")] = ProgressMode.AUTO,
     specs: Annotated[str, typer.Option(hidden=True)] = "",
-    preproc: Annotated[str, typer.Option(hidden=True)] = "",
-    dtype: Annotated[str, typer.Option(hidden=True)] = "root",
+    preproc: Annotated[str, typer.Option(help="JSON or Python file with the preprocessing.")] = "",
+    dtype: Annotated[
+        str, typer.Option(help="Format of all files: root, csv, json, parquet or avro; by their suffixes without it.")
+    ] = "",
 ) -> None:
-    """Train a Keras model on ROOT files and write it with its input layout, measures and provenance."""
-    _refuse_later(specs, preproc, dtype)
+    """Train a model on ROOT files and write it with its input layout, measures and provenance."""
     from mlaas4hep.training.experiment import train as run
     from mlaas4hep.training.progress import Finished, Note, shown
     from mlaas4hep.training.workflow import load_folder, load_workflow
 
-    if folder and (files or labels or model or params):
+    if folder and (files or labels or model or params or preproc):
         raise UsageError("--folder already names files, labels, model and parameters.", "Leave the others out.")
     if folder:
-        workflow = load_folder(Path(folder), seed=seed, epochs=epochs)
+        workflow = load_folder(Path(folder), dtype=dtype, seed=seed, epochs=epochs)
     else:
         given = {"--files": files, "--labels": labels, "--model": model}
         if missing := [name for name, value in given.items() if not value]:
             raise UsageError(f"{' and '.join(missing)} missing.", "Give --files, --labels and --model, or --folder.")
-        workflow = load_workflow(files, labels, model, params, seed=seed, epochs=epochs)
+        workflow = load_workflow(files, labels, model, params, preproc=preproc, dtype=dtype, seed=seed, epochs=epochs)
     with shown(progress.value) as tell:
         quiet = workflow.parameters.verbose == 0
         run(
@@ -139,30 +141,74 @@ def train(
         )
 
 
-def _refuse_later(specs: str, preproc: str, dtype: str) -> None:
-    if specs:
-        raise UsageError(
-            "--specs is not supported by this version.", "Leave it out: the layout is found while the files are read."
-        )
-    if preproc:
-        raise UsageError("--preproc is not supported by this version.")
-    if dtype != "root":
-        raise UsageError(f"--dtype {dtype} is not supported by this version.", "It reads ROOT files.")
-
-
 @app.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(help="The model folder that train wrote.")],
-    events: Annotated[str, typer.Argument(help="JSON file with one event or a list of them; - reads standard input.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            help="Data files, patterns or URLs, or a text file with one a line; or a JSON file with one event or a "
+            "list of them, where - reads standard input."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="File for the scores of data files, .root or .parquet.")] = Path(
+        "scores.root"
+    ),
+    tree: Annotated[str, typer.Option(help="The tree to read where a file names none.")] = "",
+    dtype: Annotated[str, typer.Option(help="Format of the data files, where their suffixes do not tell.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older file.")] = False,
+    progress: Annotated[ProgressMode, typer.Option(help="How progress is shown.")] = ProgressMode.AUTO,
 ) -> None:
-    """Predict events that are given as JSON, with branch names and raw values; jagged branches are lists."""
+    """Predict: write the scores of data files to a file, or answer for events that are given as JSON."""
     from mlaas4hep.training.bundle import read_bundle
-    from mlaas4hep.training.prediction import predict_events
 
     opened = read_bundle(bundle)
-    data = _read_events(events)
-    answers = predict_events(opened, data if isinstance(data, list) else [data])
-    print(json.dumps(answers if isinstance(data, list) else answers[0], indent=1))
+    if not dtype and len(files) == 1 and (files[0] == "-" or files[0].endswith(".json")):
+        from mlaas4hep.training.prediction import predict_events
+
+        data = _read_events(files[0])
+        answers = predict_events(opened, data if isinstance(data, list) else [data])
+        print(json.dumps(answers if isinstance(data, list) else answers[0], indent=1))
+        return
+    from mlaas4hep.data.sources import resolve_files
+    from mlaas4hep.training.progress import shown
+    from mlaas4hep.training.scoring import score_files
+
+    sources = resolve_files(",".join(files), tree or opened.tree, opened.redirector, dtype)
+    with shown(progress.value) as tell:
+        score_files(opened, sources, out, tell, overwrite=overwrite)
+
+
+@app.command()
+def specs(
+    files: Annotated[
+        str, typer.Option(help="Text file with one data file a line, a comma-separated list, or a pattern.")
+    ],
+    params: Annotated[str, typer.Option(help="JSON file with the parameters.")] = "",
+    fout: Annotated[Path, typer.Option(help="Folder to write to.")] = Path(),
+    dtype: Annotated[str, typer.Option(help="Format of the data files, where their suffixes do not tell.")] = "",
+    progress: Annotated[ProgressMode, typer.Option(help="How progress is shown.")] = ProgressMode.AUTO,
+) -> None:
+    """Write dimensions, minima and maxima as MLaaS4HEP does: specs-FILE.json for each file and global-specs.json."""
+    from mlaas4hep.data.sources import resolve_files
+    from mlaas4hep.data.specs import write_specs
+    from mlaas4hep.training.parameters import load_parameters, parse_parameters
+    from mlaas4hep.training.progress import Reading, shown
+
+    parameters = load_parameters(Path(params)) if params else parse_parameters({}, "the command line")
+    sources = resolve_files(files, parameters.branch, parameters.redirector, dtype)
+    with shown(progress.value) as tell:
+        written = write_specs(
+            sources,
+            fout,
+            nevts=parameters.nevts,
+            selected=parameters.selected_branches,
+            excluded=parameters.exclude_branches,
+            identifiers=parameters.identifier,
+            watch=lambda done, total: tell(Reading(done, total)),
+        )
+    for path in written:
+        print(path)
 
 
 def _read_events(path: str) -> Any:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ import mlaas4hep
 from mlaas4hep.data.blocks import Block, Column, FileFacts, FlatValues, Reader
 from mlaas4hep.data.formats import open_source
 from mlaas4hep.data.packing import Inputs, flat_values, inputs_of, pack
+from mlaas4hep.data.preprocessing import Preprocessing
 from mlaas4hep.data.schema import Branch, Selection, common_branches
 from mlaas4hep.data.sources import Source
 from mlaas4hep.data.split import positions
@@ -32,9 +33,6 @@ from mlaas4hep.data.statistics import FeatureStatistics, RunningStatistics, samp
 from mlaas4hep.data.store import STORE_FORMAT, Cut, PackedStore, StoredFile, StoreFacts, StoreWriter, write_facts
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.names import listing
-
-if TYPE_CHECKING:
-    from mlaas4hep.data.preprocessing import Preprocessing
 
 Watch = Callable[[int, int], None]
 _EXACT_INTEGER = 2**24
@@ -110,6 +108,7 @@ def ingest(
     split: float,
     nevts: int = -1,
     preprocessing: Preprocessing | None = None,
+    needed: Sequence[str] = (),
     cache: Path | None = None,
     watch: Watch | None = None,
 ) -> PackedStore:
@@ -121,6 +120,7 @@ def ingest(
         split: fraction of the events kept away from training; the store itself does not depend on it.
         nevts: number of events to read from all files together, -1 for all.
         preprocessing: what is done to the branches before they become inputs.
+        needed: the branches to read; by default those of the selection.
         cache: folder of the stores, by default `cache_folder()`.
         watch: told the number of events read so far, and of all.
 
@@ -134,7 +134,10 @@ def ingest(
         with _locked(cache / f"{key}.lock"):
             final = cache / key
             if not (final / "store.json").is_file():
-                _build(final, _Job(key, files, selection, shares, preprocessing, watch))
+                _build(
+                    final,
+                    _Job(key, files, selection, shares, preprocessing, tuple(needed) or selection.branches, watch),
+                )
             return PackedStore(final, split)
     except OSError as error:
         raise MlaasError(
@@ -192,13 +195,8 @@ class _Job:
     selection: Selection
     shares: Sequence[int]
     preprocessing: Preprocessing | None
+    needed: tuple[str, ...]
     watch: Watch | None
-
-    @property
-    def needed(self) -> tuple[str, ...]:
-        """The branches to read."""
-        names = self.selection.branches
-        return self.preprocessing.required(names) if self.preprocessing else names
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -306,10 +304,7 @@ def _add_block(
     numbers = positions(file.facts.identity, block.start, block.stop)
     passed: NDArray[np.int64] | int = 0
     if job.preprocessing:
-        try:
-            processed = job.preprocessing.apply(block)
-        except MlaasError as error:
-            raise type(error)(f"{file.source}: {error.message}", error.remedy) from error
+        processed = job.preprocessing.apply(block, str(file.source))
         columns, passed, numbers = processed.columns, processed.passed, numbers[processed.kept]
         if "entries" in job.optional:
             optional["entries"] = block.start + np.flatnonzero(processed.kept)

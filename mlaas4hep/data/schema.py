@@ -117,13 +117,14 @@ class Selection:
     missing: tuple[float, ...] = ()
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """Every branch that the input vector is made of, each once."""
+        return tuple(dict.fromkeys([column.branch for column in self.flat] + list(self.jagged)))
+
+    @property
     def branches(self) -> tuple[str, ...]:
-        """Every branch that has to be read, each once."""
-        names = dict.fromkeys([column.branch for column in self.flat] + list(self.jagged))
-        for name in (self.label, self.weight):
-            if name:
-                names.setdefault(name)
-        return tuple(names)
+        """Every branch that is used, each once: the inputs, the label and the weight."""
+        return tuple(dict.fromkeys([*self.inputs, *(name for name in (self.label, self.weight) if name)]))
 
 
 def common_branches(

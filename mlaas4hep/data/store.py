@@ -19,7 +19,8 @@ Events of one file are consecutive rows, in the order of their entries.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -151,9 +152,15 @@ class PackedStore:
         self.weights: NDArray[np.float32] | None = found["weights"] if self.facts.weight else None
         self.parts = parts_of(self.positions, split)
 
-    def use_fold(self, folds: int, fold: int) -> None:
-        """Let fold number `fold` of `folds` test, the next one validate and the others train."""
+    @contextmanager
+    def using_fold(self, folds: int, fold: int) -> Iterator[None]:
+        """Meanwhile, fold number `fold` of `folds` tests, the next one validates and the others train."""
+        usual = self.parts
         self.parts = fold_parts(self.positions, folds, fold)
+        try:
+            yield
+        finally:
+            self.parts = usual
 
     def schema(
         self,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from mlaas4hep.data.schema import Scaling
 from mlaas4hep.data.sources import read_list
 from mlaas4hep.errors import UsageError
 from mlaas4hep.names import did_you_mean
@@ -30,6 +31,11 @@ def _number_or_nan(value: Any) -> Any:
     if value is None or (isinstance(value, str) and value.strip().lower() == "nan"):
         return math.nan
     return value
+
+
+def _numbers(value: Any) -> Any:
+    """A list of numbers, from a list or a single number."""
+    return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
@@ -64,8 +70,21 @@ class Parameters(BaseModel):
         verbose: 0 tells only warnings and the result.
         metrics: false leaves out the measures of the finished model; {"threshold": x} sets the decision between two
             classes.
-        training: `standard`, where each epoch passes over all events.
+        training: `standard`, where each epoch passes over all events; `chunks` trains all epochs on one chunk of
+            `chunk_size` events before the next, as the original did, for comparison.
         seed: start of the random orders and of the model's weights.
+        scaling: `minmax` brings each input to [0, 1] over all events, `standard` to mean 0 and deviation 1, `robust` to
+            median 0 and interquartile range 1.
+        max_multiplicity: most columns of a jagged branch: a number, or (below 1) the fraction of the events whose lists
+            must fit, as 0.99; null gives each branch its largest multiplicity.
+        missing: values that stand for no value, as -999.
+        weight: the branch that holds each event's weight in the loss and in the measures.
+        class_weight: `balanced` gives every class the same weight in the loss.
+        task: `regression` learns the label branch as a value; `classification` tells classes apart.
+        differing_branches: where the files' branches differ, go on with the `common` ones, or end in an `error`.
+        patience: epochs without a better validation loss after which training ends, keeping the best model; 0 goes on.
+        folds: number of folds of a cross-validation before the final training, 3 or more; 0 does without.
+        workers: processes that train together on this computer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,14 +104,38 @@ class Parameters(BaseModel):
     redirector: str = ""
     verbose: int = Field(1, ge=0)
     metrics: bool | Metrics = True
-    training: Literal["standard"] = "standard"
+    training: Literal["standard", "chunks"] = "standard"
     seed: int = Field(0, ge=0, lt=2**32)
+    scaling: Scaling = "minmax"
+    max_multiplicity: float | None = Field(None, gt=0)
+    missing: Annotated[tuple[float, ...], BeforeValidator(_numbers)] = ()
+    weight: str = ""
+    class_weight: Literal["balanced", "none"] = "none"
+    task: Literal["classification", "regression"] = "classification"
+    differing_branches: Literal["common", "error"] = "common"
+    patience: int = Field(0, ge=0)
+    folds: int = Field(0, ge=0, le=100)
+    workers: int = Field(1, ge=1, le=64)
 
     @field_validator("nevts", "chunk_size")
     @classmethod
     def _positive_or_all(cls, value: int) -> int:
         if value == 0:
             raise ValueError("must be positive, or -1")
+        return value
+
+    @field_validator("folds")
+    @classmethod
+    def _enough_folds(cls, value: int) -> int:
+        if value in (1, 2):
+            raise ValueError("must be 3 or more (one fold tests, one validates, the others train), or 0")
+        return value
+
+    @field_validator("max_multiplicity")
+    @classmethod
+    def _whole_or_fraction(cls, value: float | None) -> float | None:
+        if value is not None and value >= 1 and value != int(value):
+            raise ValueError("must be a whole number, or a fraction below 1")
         return value
 
     @property
@@ -134,8 +177,6 @@ def parse_parameters(data: dict[str, Any], origin: str) -> Parameters:
     for name in data:
         if name not in known:
             raise UsageError(f"{origin} has an unknown parameter {name}.", did_you_mean(name, known, "parameters"))
-    if data.get("training") == "chunks":
-        raise UsageError(f'{origin}: "training": "chunks" is not supported by this version.', 'Use "standard".')
     try:
         return Parameters.model_validate(data)
     except ValidationError as error:

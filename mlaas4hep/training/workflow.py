@@ -3,11 +3,12 @@
 They are given one by one, or as a folder, which is also what travels to a platform:
 
 ==============  ==========================================================================
-files.txt       one ROOT file (or pattern, or URL) a line; `#` starts a comment
+files.txt       one file (or pattern, or URL) a line; `#` starts a comment
 labels.txt      one label a line, in the order of files.txt; or a single line with the name
                 of the branch that holds the label
-model.py        `def model(idim)` or `def model(schema)`, returns a compiled Keras model
+model.py        `def model(idim)` or `def model(schema)`, or `def model()`; see `user_model`
 params.json     parameters; may be left out when the defaults do
+preproc.json    preprocessing (or preproc.py), if there is any
 anything else   data (relative paths in files.txt start at the folder), modules of the user
 ==============  ==========================================================================
 """
@@ -19,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlaas4hep.data.preprocessing import Preprocessing
 from mlaas4hep.data.sources import Source, is_remote, read_list, resolve_files
 from mlaas4hep.errors import UsageError
 from mlaas4hep.training.parameters import Parameters, load_parameters, parse_parameters
 
 FILES, LABELS, MODEL, PARAMS = "files.txt", "labels.txt", "model.py", "params.json"
-_LATER = {"preproc.json": "preprocessing", "preproc.py": "preprocessing"}
+PREPROC = ("preproc.json", "preproc.py")
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,13 @@ class Workflow:
     labels: Labels
     model: Path
     parameters: Parameters
+    preprocessing: Preprocessing | None = None
+    preprocessing_file: Path | None = None
 
 
-def load_workflow(files: str, labels: str, model: str, params: str, **overrides: Any) -> Workflow:
+def load_workflow(
+    files: str, labels: str, model: str, params: str, *, preproc: str = "", dtype: str = "", **overrides: Any
+) -> Workflow:
     """Check everything that can be checked without opening the data.
 
     Args:
@@ -53,6 +59,8 @@ def load_workflow(files: str, labels: str, model: str, params: str, **overrides:
         labels: a text file with one label a line, a comma-separated list, or the name of a branch.
         model: a Python file.
         params: a JSON file, "" for the defaults.
+        preproc: a JSON or Python file with the preprocessing, "" for none.
+        dtype: the format of all files; "" goes by their suffixes.
         overrides: parameters that replace those of the file, where they are not None.
 
     Raises UsageError for whatever is missing or contradictory.
@@ -62,16 +70,24 @@ def load_workflow(files: str, labels: str, model: str, params: str, **overrides:
     path = Path(model).expanduser().absolute()
     if not path.is_file():
         raise UsageError(f"The model {model} does not exist.", "Name a Python file with a function model(idim).")
-    sources = resolve_files(files, parameters.branch, parameters.redirector)
-    return Workflow(tuple(sources), read_labels(labels, sources), path, parameters)
+    sources = resolve_files(files, parameters.branch, parameters.redirector, dtype)
+    rules = Path(preproc).expanduser().absolute() if preproc else None
+    preprocessing = Preprocessing.load(rules) if rules else None
+    return Workflow(tuple(sources), read_labels(labels, sources), path, parameters, preprocessing, rules)
 
 
-def load_folder(folder: Path, **overrides: Any) -> Workflow:
+def load_folder(folder: Path, *, dtype: str = "", **overrides: Any) -> Workflow:
     """The workflow of a folder, laid out as this module says."""
     check_folder(folder)
     params = str(folder / PARAMS) if (folder / PARAMS).is_file() else ""
     labels = _labels_of(folder / LABELS)
-    return load_workflow(str(folder / FILES), labels, str(folder / MODEL), params, **overrides)
+    rules = [name for name in PREPROC if (folder / name).is_file()]
+    if len(rules) > 1:
+        raise UsageError(f"The folder {folder} has {' and '.join(rules)}.", "Keep the one that is meant.")
+    preproc = str(folder / rules[0]) if rules else ""
+    return load_workflow(
+        str(folder / FILES), labels, str(folder / MODEL), params, preproc=preproc, dtype=dtype, **overrides
+    )
 
 
 def check_folder(folder: Path) -> None:
@@ -84,9 +100,6 @@ def check_folder(folder: Path) -> None:
             f"The folder {folder} has no {' and no '.join(missing)}.",
             f"A workflow folder holds {FILES}, {LABELS}, {MODEL} and {PARAMS}.",
         )
-    for name, what in _LATER.items():
-        if (folder / name).exists():
-            raise UsageError(f"{folder / name}: {what} is not supported by this version.", f"Take {name} away.")
 
 
 def _labels_of(path: Path) -> str:

@@ -94,8 +94,8 @@ def test_weights_are_kept_for_each_event_and_are_no_input(store) -> None:
 def test_folds_use_each_event_once_to_test(store) -> None:
     tested = np.zeros(1000, dtype=int)
     for fold in range(4):
-        store.use_fold(4, fold)
-        tested += store.parts == Part.TEST
+        with store.using_fold(4, fold):
+            tested += store.parts == Part.TEST
     assert (tested == 1).all()
 
 
