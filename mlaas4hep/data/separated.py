@@ -23,7 +23,7 @@ import pyarrow.csv
 from mlaas4hep.data.arrow import branch_of, column_values
 from mlaas4hep.data.blocks import Block
 from mlaas4hep.data.damage import explained, reason
-from mlaas4hep.data.files import BLOCK_BYTES, Digested, OpenFile, decompressed, opened, refuse_repeated, scan_once
+from mlaas4hep.data.files import Digested, OpenFile, decompressed, opened, refuse_repeated, scan_once
 from mlaas4hep.data.schema import Branch
 from mlaas4hep.data.sources import Source
 from mlaas4hep.errors import MlaasError
@@ -34,7 +34,10 @@ _TRUE, _FALSE = ["true", "True", "TRUE"], ["false", "False", "FALSE"]
 _WHOLE_NUMBER = r"^\s*[+-]?\d+\s*$"
 _BEYOND_INTEGERS = float(2**63)
 _SEPARATORS = (",", ";", "\t")
-_LINE_BYTES = BLOCK_BYTES
+_LINE_BYTES = 8 * 2**20
+# Arrow reads up to 32 blocks ahead; one has to hold a row
+BLOCK_BYTES = 2**20
+_CELL_BYTES = 1_000
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class SeparatedColumns:
         self._types = scan.types
 
     def blocks(self, names: Sequence[str], stop: int) -> Iterator[Block]:
-        """The entries [0, stop) of the named columns, in blocks of 8 MiB of text."""
+        """The entries [0, stop) of the named columns, in blocks of about 1 MiB of text."""
         path = self.source.path
         branches = {branch.name: branch for branch in self.branches if branch.name in names}
         start = 0
@@ -136,14 +139,15 @@ class _Table:
         self.names, self._separator = _header(line, path)
 
     def batches(self, types: dict[str, pa.DataType]) -> Iterator[Any]:
-        """The named columns as these types, in batches of `BLOCK_BYTES` of text."""
+        """The named columns as these types, in batches of about 1 MiB of text."""
+        block = max(BLOCK_BYTES, _CELL_BYTES * len(self.names))
         with explained(self._path, "Get the file again."):
             if not self._text.peek(1):
                 return
             try:
                 yield from pyarrow.csv.open_csv(
                     self._text,
-                    pyarrow.csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, column_names=self.names),
+                    pyarrow.csv.ReadOptions(use_threads=False, block_size=block, column_names=self.names),
                     pyarrow.csv.ParseOptions(delimiter=self._separator),
                     pyarrow.csv.ConvertOptions(
                         column_types=types,

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import uproot
 
-from mlaas4hep.data import files, jsonlines
+from mlaas4hep.data import files, jsonlines, separated
 from mlaas4hep.data.blocks import FlatValues, JaggedValues
 from mlaas4hep.data.formats import inspect_source, open_source
 from mlaas4hep.data.schema import Kind
@@ -154,7 +154,8 @@ def write_avro(path: Path, columns: dict[str, Any], codec: str = "deflate") -> N
 def test_every_format_gives_the_same_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[..., None], tree: str
 ) -> None:
-    for module in (files, jsonlines):
+    monkeypatch.setattr(separated, "_CELL_BYTES", 0)
+    for module in (files, jsonlines, separated):
         monkeypatch.setattr(module, "BLOCK_BYTES", 20_000)
     columns = events(flat_only=".csv" in name)
     write_ttree(tmp_path / "expected.root", columns)
@@ -327,7 +328,8 @@ def test_a_damaged_parquet_footer_does_not_end_the_process(tmp_path: Path) -> No
 
 
 def test_csv_types_are_those_of_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlaas4hep.data.separated.BLOCK_BYTES", 64)
+    monkeypatch.setattr(separated, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(separated, "_CELL_BYTES", 8)
     rows = ["1,1,-1,true,1,,x,7"] * 10 + ["2,2.5,18446744073709551615,False,,,1,36893488147419103232"]
     (tmp_path / "a.csv").write_text("\ufeffint,mixed,beyond,flag,gap,empty,text,huge\n" + "\n".join(rows))
     assert kinds(tmp_path / "a.csv") == {
