@@ -111,7 +111,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Start of all random numbers.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the events, instead of the parameter's.")] = None,
     progress: Annotated[ProgressMode, typer.Option(help="How progress is shown.")] = ProgressMode.AUTO,
-    specs: Annotated[str, typer.Option(hidden=True)] = "",
+    specs: Annotated[
+        str, typer.Option(help="Specs file with ranges and multiplicities, instead of those of the files.")
+    ] = "",
     preproc: Annotated[str, typer.Option(help="JSON or Python file with the preprocessing.")] = "",
     dtype: Annotated[
         str, typer.Option(help="Format of all files: root, csv, json, parquet or avro; by their suffixes without it.")
@@ -125,12 +127,14 @@ def train(
     if folder and (files or labels or model or params or preproc):
         raise UsageError("--folder already names files, labels, model and parameters.", "Leave the others out.")
     if folder:
-        workflow = load_folder(Path(folder), dtype=dtype, seed=seed, epochs=epochs)
+        workflow = load_folder(Path(folder), dtype=dtype, specs=specs, seed=seed, epochs=epochs)
     else:
         given = {"--files": files, "--labels": labels, "--model": model}
         if missing := [name for name, value in given.items() if not value]:
             raise UsageError(f"{' and '.join(missing)} missing.", "Give --files, --labels and --model, or --folder.")
-        workflow = load_workflow(files, labels, model, params, preproc=preproc, dtype=dtype, seed=seed, epochs=epochs)
+        workflow = load_workflow(
+            files, labels, model, params, preproc=preproc, dtype=dtype, specs=specs, seed=seed, epochs=epochs
+        )
     with shown(progress.value) as tell:
         quiet = workflow.parameters.verbose == 0
         run(

@@ -9,9 +9,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,20 @@ from mlaas4hep.errors import MlaasError
 from mlaas4hep.training.adapters import make_adapter
 from mlaas4hep.training.bundle import Bundle, check_target, write_bundle
 from mlaas4hep.training.contract import Adapter
-from mlaas4hep.training.histograms import Histogram, as_json, histograms
-from mlaas4hep.training.measures import measures
+from mlaas4hep.training.histograms import Histogram, as_json, histograms, multiplicities
+from mlaas4hep.training.importance import permutation_importance, sample, score_of
+from mlaas4hep.training.measures import Scored, measures
 from mlaas4hep.training.onnx_export import HeldOut
 from mlaas4hep.training.preparation import Prepared, prepare
 from mlaas4hep.training.progress import Finished, Stage, Tell
 from mlaas4hep.training.random_state import set_seed
+from mlaas4hep.training.report import ReportData, report_on_data, write_report
 from mlaas4hep.training.run import Feeds, Run
 from mlaas4hep.training.targets import Targets, check_parts, make_targets
 from mlaas4hep.training.user_model import UserModel, load_user_model
 from mlaas4hep.training.workflow import Workflow
 
+REPORT = "report.html"
 _RESULT = ("auc", "auc_error", "accuracy", "mae", "r2")
 
 
@@ -112,28 +115,65 @@ def train(workflow: Workflow, out: Path, tell: Tell, *, overwrite: bool = False,
         timing.done("training")
         scored = run.scored() if workflow.parameters.measured else {}
         final = {part: measures(found, targets.task, workflow.parameters.threshold) for part, found in scored.items()}
-        timing.done("measuring")
         drawn = _histograms(experiment)
+        data = replace(
+            _report(experiment, out.name, adapter, run, scored),
+            histograms=drawn,
+            folds=folds,
+            timing=timing.seconds,
+        )
+        timing.done("measuring")
         bundle = write_bundle(
             out,
             workflow=workflow,
             schema=prepared.schema,
             task=targets.task,
             adapter=adapter,
-            held_out=HeldOut.of(Feeds(prepared.store, prepared.schema, targets, workflow.parameters).test),
+            held_out=HeldOut.of(run.test),
             metrics={"history": run.history, "kept": run.kept, "final": final, "folds": folds},
             store=prepared.store,
             histograms=as_json(drawn, targets.task.classes) if drawn else None,
             started=started,
+            more=lambda partial: write_report(partial / REPORT, data),
         )
     tell(Finished(str(bundle.folder), _shown(final), timing.total))
     return bundle
 
 
+def _report(experiment: Experiment, title: str, adapter: Adapter, run: Run, scored: Mapping[str, Scored]) -> ReportData:
+    """What the report shows of the model, beside histograms, folds and timing."""
+    workflow, prepared, targets = experiment.workflow, experiment.prepared, experiment.targets
+    store, schema, task = prepared.store, prepared.schema, targets.task
+    importance = []
+    if scored:
+        experiment.tell(Stage("measuring what each input is worth"))
+        importance = permutation_importance(
+            adapter.predict, sample(run.test), schema.slices, score_of(task), seed=workflow.parameters.seed
+        )
+    return replace(
+        report_on_data(title, store, schema, targets, workflow.labels),
+        parts=scored,
+        history=run.history,
+        kept=run.kept,
+        threshold=workflow.parameters.threshold,
+        model={
+            "framework": adapter.framework,
+            "trained weights": adapter.size or "",
+            "file": workflow.model.name,
+            "mask": "used" if adapter.takes_mask else "not used",
+        },
+        multiplicities=multiplicities(store, schema, task.classes, targets.values, targets.measured),
+        importance=importance,
+        parameters=workflow.parameters.model_dump(mode="json"),
+        provenance={"version": mlaas4hep.__version__, "store": store.facts.key},
+        notes=prepared.notes,
+    )
+
+
 def _histograms(experiment: Experiment) -> list[Histogram]:
     """The inputs by class, where the parameter `hist` asks for them."""
     targets = experiment.targets
-    if experiment.workflow.parameters.hist != "pdfs" or not targets.task.classes:
+    if experiment.workflow.parameters.hist != "pdfs":
         return []
     store, schema = experiment.prepared.store, experiment.prepared.schema
     return histograms(store, schema, targets.task.classes, targets.values, targets.measured)

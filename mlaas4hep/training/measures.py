@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlaas4hep.training.contract import Adapter, Feed, Task
-from mlaas4hep.training.metrics import confusion, decide, macro_area
+from mlaas4hep.training.metrics import confusion, decide, macro_area, mean_absolute_error, mean_squared_error, r_squared
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def score(adapter: Adapter, feed: Feed) -> Scored:
     for chunk in feed.chunks(0):
         loss, predictions = adapter.evaluate(chunk)
         losses.append(loss)
-        sums.append(chunk.rows.size if chunk.weights is None else float(chunk.weights.sum()))
+        sums.append(chunk.rows.size)
         pieces.append((chunk.rows, chunk.targets, predictions, chunk.weights))
     rows, targets, predictions, weights = zip(*pieces, strict=True)
     return Scored(
@@ -46,7 +46,7 @@ def score(adapter: Adapter, feed: Feed) -> Scored:
         targets=np.concatenate(targets),
         predictions=np.concatenate(predictions),
         weights=None if weights[0] is None else np.concatenate(weights),
-        loss=float(np.dot(losses, sums) / sum(sums)) if sum(sums) else math.nan,
+        loss=float(np.dot(losses, sums) / sum(sums)),
     )
 
 
@@ -65,7 +65,7 @@ def measures(scored: Scored, task: Task, threshold: float) -> dict[str, Any]:
 
 def _of_classes(scored: Scored, classes: int, threshold: float) -> dict[str, Any]:
     targets = scored.targets.astype(np.int64)
-    area = macro_area(targets, scored.predictions)
+    area = macro_area(targets, scored.predictions, scored.weights)
     decisions = decide(scored.predictions, threshold)
     return {
         "auc": area.value,
@@ -76,13 +76,9 @@ def _of_classes(scored: Scored, classes: int, threshold: float) -> dict[str, Any
 
 
 def _of_values(scored: Scored) -> dict[str, float]:
-    weights = np.ones(scored.targets.size) if scored.weights is None else scored.weights.astype(np.float64)
-    residuals = scored.predictions[:, 0] - scored.targets
-    mean = float(np.average(scored.targets, weights=weights))
-    square = float(np.average(residuals**2, weights=weights))
-    spread = float(np.average((scored.targets - mean) ** 2, weights=weights))
+    values = scored.predictions[:, 0]
     return {
-        "mse": square,
-        "mae": float(np.average(np.abs(residuals), weights=weights)),
-        "r2": 1.0 - square / spread if spread else math.nan,
+        "mse": mean_squared_error(scored.targets, values, scored.weights),
+        "mae": mean_absolute_error(scored.targets, values, scored.weights),
+        "r2": r_squared(scored.targets, values, scored.weights),
     }

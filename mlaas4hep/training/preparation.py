@@ -68,6 +68,8 @@ def prepare(workflow: Workflow, tell: Tell, cache: Path | None = None) -> Prepar
         inputs=[InputBranch(name, branches[name].kind) for name in inputs],
         preprocessing=preprocessing.as_json() if preprocessing else None,
     )
+    if workflow.specs:
+        schema = workflow.specs.applied(schema)
     told = [note for feature in store.facts.statistics for note in _remarks(feature)] + _constant(store)
     for note in told:
         tell(Note(note))

@@ -105,6 +105,11 @@ class Run:
             self._checkpoint()
         self._take_best()
 
+    @property
+    def test(self) -> Feed:
+        """The events that nothing was learned or chosen with."""
+        return self._feeds.test
+
     def scored(self) -> dict[str, Scored]:
         """The model's predictions of a sample of the training events, of the validation and of the test events."""
         feeds = {"train": self._feeds.sample, "validation": self._feeds.validation, "test": self._feeds.test}

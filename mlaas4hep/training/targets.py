@@ -26,7 +26,8 @@ class Targets:
     Attributes:
         task: classes, or regression.
         values: shape (events,): class numbers in a small integer type, or float64 values of a regression.
-        weights: shape (events,), float32, for the loss; None where all are 1.
+        weights: shape (events,), float32, for the loss; None where all are 1. Their mean size is 1, so that the
+            learning rate means the same with small and with large weights.
         measured: the same for the measures, without the balance of the classes.
     """
 
@@ -45,17 +46,18 @@ def make_targets(store: PackedStore, labels: Labels, parameters: Parameters) -> 
     if parameters.task == "regression":
         if store.labels is None:
             raise UsageError("A regression needs its values in a branch.", "Give the name of the branch as labels.")
-        return Targets(Task("regression"), store.labels, store.weights, store.weights)
+        weights = _normalised(store.weights)
+        return Targets(Task("regression"), store.labels, weights, weights)
     if store.labels is None:
         classes, numbers = _classes_by_file(store, labels)
     else:
         classes, numbers = _classes_of_branch(store.labels, labels.branch)
     if len(classes) < 2:
         raise UsageError(f"All events have the label {classes[0]}.", "Training needs at least two classes.")
-    weights = store.weights
+    weights = measured = _normalised(store.weights)
     if parameters.class_weight == "balanced":
-        weights = _balanced(numbers, len(classes), weights)
-    return Targets(Task("classification", classes), numbers, weights, store.weights)
+        weights = _normalised(_balanced(numbers, len(classes), weights))
+    return Targets(Task("classification", classes), numbers, weights, measured)
 
 
 def check_parts(store: PackedStore, targets: Targets) -> None:
@@ -98,7 +100,7 @@ def _label_order(text: str) -> tuple[int, float, str]:
 
 
 def _balanced(numbers: NDArray[Any], classes: int, weights: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """Weights whose sum is the same for each class, with mean 1 where the events had none."""
+    """Weights whose sum is the same for each class."""
     sums = np.bincount(numbers, weights=weights, minlength=classes)
     if (sums <= 0).any():
         raise MlaasError(
@@ -108,3 +110,13 @@ def _balanced(numbers: NDArray[Any], classes: int, weights: NDArray[np.float32] 
     factors = (sums.sum() / (classes * sums)).astype(np.float32)
     balanced: NDArray[np.float32] = factors[numbers]
     return balanced if weights is None else balanced * weights
+
+
+def _normalised(weights: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+    """The weights divided by their mean size; negative ones, as simulations have them, stay negative."""
+    if weights is None:
+        return None
+    size = float(np.abs(weights).mean(dtype=np.float64))
+    if not size:
+        raise MlaasError("The weights of all events are 0.", "Name another branch in weight.")
+    return (weights / size).astype(np.float32)

@@ -22,6 +22,7 @@ from typing import Any
 
 from mlaas4hep.data.preprocessing import Preprocessing
 from mlaas4hep.data.sources import Source, is_remote, read_list, resolve_files
+from mlaas4hep.data.specs import Specs, read_specs
 from mlaas4hep.errors import UsageError
 from mlaas4hep.training.parameters import Parameters, load_parameters, parse_parameters
 
@@ -47,10 +48,19 @@ class Workflow:
     parameters: Parameters
     preprocessing: Preprocessing | None = None
     preprocessing_file: Path | None = None
+    specs: Specs | None = None
 
 
 def load_workflow(
-    files: str, labels: str, model: str, params: str, *, preproc: str = "", dtype: str = "", **overrides: Any
+    files: str,
+    labels: str,
+    model: str,
+    params: str,
+    *,
+    preproc: str = "",
+    dtype: str = "",
+    specs: str = "",
+    **overrides: Any,
 ) -> Workflow:
     """Check everything that can be checked without opening the data.
 
@@ -61,6 +71,7 @@ def load_workflow(
         params: a JSON file, "" for the defaults.
         preproc: a JSON or Python file with the preprocessing, "" for none.
         dtype: the format of all files; "" goes by their suffixes.
+        specs: a specs file with the ranges and multiplicities to use, "" to take those of the files.
         overrides: parameters that replace those of the file, where they are not None.
 
     Raises UsageError for whatever is missing or contradictory.
@@ -73,10 +84,11 @@ def load_workflow(
     sources = resolve_files(files, parameters.branch, parameters.redirector, dtype)
     rules = Path(preproc).expanduser().absolute() if preproc else None
     preprocessing = Preprocessing.load(rules) if rules else None
-    return Workflow(tuple(sources), read_labels(labels, sources), path, parameters, preprocessing, rules)
+    found = read_specs(Path(specs).expanduser()) if specs else None
+    return Workflow(tuple(sources), read_labels(labels, sources), path, parameters, preprocessing, rules, found)
 
 
-def load_folder(folder: Path, *, dtype: str = "", **overrides: Any) -> Workflow:
+def load_folder(folder: Path, *, dtype: str = "", specs: str = "", **overrides: Any) -> Workflow:
     """The workflow of a folder, laid out as this module says."""
     check_folder(folder)
     params = str(folder / PARAMS) if (folder / PARAMS).is_file() else ""
@@ -86,7 +98,7 @@ def load_folder(folder: Path, *, dtype: str = "", **overrides: Any) -> Workflow:
         raise UsageError(f"The folder {folder} has {' and '.join(rules)}.", "Keep the one that is meant.")
     preproc = str(folder / rules[0]) if rules else ""
     return load_workflow(
-        str(folder / FILES), labels, str(folder / MODEL), params, preproc=preproc, dtype=dtype, **overrides
+        str(folder / FILES), labels, str(folder / MODEL), params, preproc=preproc, dtype=dtype, specs=specs, **overrides
     )
 
 
