@@ -27,6 +27,7 @@ from mlaas4hep.training.onnx_model import MASK, VALUES
 OPSET = 18
 _EXPORTERS = {"tensorflow": "tf2onnx", "torch": "onnxscript"}
 _LOGGERS = ("torch.onnx", "tf2onnx", "onnxscript", "onnx_ir")
+_HALF = 0.5
 _EXAMPLES = 3  # events to trace with: 0 and 1 would be taken for constants
 
 
@@ -63,7 +64,7 @@ def keras_graph(model: Any, idim: int, code: Path | None = None) -> onnx.ModelPr
 
 
 def torch_graph(module: Any, idim: int, takes_mask: bool) -> onnx.ModelProto:
-    """A torch module as a graph; it is called with the values, and with `mask=` (float32) where it takes it.
+    """A torch module as a graph; it is called with the values, and with `mask=` (bool) where it takes it.
 
     Raises Inexpressible when torch cannot export it.
     """
@@ -77,7 +78,7 @@ def torch_graph(module: Any, idim: int, takes_mask: bool) -> onnx.ModelProto:
             self.module = module
 
         def forward(self, *inputs: Any) -> Any:
-            return self.module(inputs[0], mask=inputs[1]) if takes_mask else self.module(inputs[0])
+            return self.module(inputs[0], mask=inputs[1] > _HALF) if takes_mask else self.module(inputs[0])
 
     try:
         return _traced(Called(), idim, takes_mask)
@@ -160,7 +161,8 @@ def _traced(module: Any, idim: int, takes_mask: bool) -> onnx.ModelProto:
     import torch
 
     names = [VALUES, MASK] if takes_mask else [VALUES]
-    examples = tuple(torch.zeros((_EXAMPLES, idim), dtype=torch.float32) for _ in names)
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    examples = tuple(torch.zeros((_EXAMPLES, idim), dtype=torch.float32, device=device) for _ in names)
     training = module.training
     module.eval()
     try:

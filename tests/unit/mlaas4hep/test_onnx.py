@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ import pytest
 from numpy.typing import NDArray
 
 from mlaas4hep.training import onnx_export
+from mlaas4hep.training.adapters import make_adapter
 from mlaas4hep.training.contract import Adapter, Chunk, Task
 from mlaas4hep.training.onnx_estimator import exact_threshold
 from mlaas4hep.training.onnx_export import TOLERANCE, ExportError, HeldOut, export_onnx
 from mlaas4hep.training.onnx_model import MODEL_FILE, OnnxModel
+from mlaas4hep.training.user_model import UserModel
 
 EVENTS, IDIM = 400, 6
 BINARY, THREE = Task("classification", ("0", "1")), Task("classification", ("a", "b", "c"))
@@ -192,26 +195,6 @@ def test_a_keras_model_whose_backend_has_no_exporter_is_exported_on_another(
     assert_same(adapter, BINARY, tmp_path)
 
 
-class Module:
-    """A torch module behind the verbs of an adapter that the export needs."""
-
-    framework = "torch"
-    size = 0
-
-    def __init__(self, native: Any, *, takes_mask: bool) -> None:
-        self.native = native
-        self.takes_mask = takes_mask
-
-    def predict(self, values: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-        import torch
-
-        self.native.eval()
-        fed = [torch.from_numpy(values)] + [torch.from_numpy(mask.astype(np.float32))] * self.takes_mask
-        with torch.no_grad():
-            scores = torch.softmax(self.native(*fed), dim=1)
-        return np.asarray(scores, dtype=np.float64)
-
-
 def test_a_torch_module_that_gives_logits_and_takes_the_mask_predicts_the_same(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
 
@@ -223,11 +206,14 @@ def test_a_torch_module_that_gives_logits_and_takes_the_mask_predicts_the_same(t
             self.last = torch.nn.Linear(5, 3)
 
         def forward(self, values: Any, mask: Any) -> Any:
-            inner = torch.relu(self.first(torch.cat([values, mask], dim=1)))
+            inner = torch.relu(self.first(torch.cat([values, mask.float()], dim=1)))
             return self.last(self.drop(inner))
 
     torch.manual_seed(1)
-    model = assert_same(Module(Network(), takes_mask=True), THREE, tmp_path)  # type: ignore[arg-type]
+    adapter = make_adapter(Network(), THREE, UserModel(tmp_path / "model.py", ModuleType("user")))
+    events = Events(THREE)
+    adapter.check(events.values[:2], events.mask[:2])
+    model = assert_same(adapter, THREE, tmp_path)
     assert {opset.domain: opset.version for opset in model.opset_import}[""] == 18
 
 
