@@ -117,13 +117,16 @@ def inspect_file(path: str, tree: str = "") -> FileReport:
     with _open(path) as file:
         names = _tree_names(file)
         if not names:
-            raise MlaasError(f"{path} has no tree, only {_classes(file)}.", "Training needs a TTree.")
+            raise MlaasError(f"{path} has no tree, only {_classes(file)}.", "Training needs a TTree or an RNTuple.")
         if tree and tree not in names:
             raise MlaasError(f"{path} has no tree {tree}.", did_you_mean(tree, list(names), "trees"))
         chosen = {tree: names[tree]} if tree else names
         reports = tuple(_tree_report(path, file, name, type_name) for name, type_name in chosen.items())
         if all(report.problem for report in reports):
-            raise MlaasError(f"The tree {reports[0].name} of {path} cannot be read ({reports[0].problem}).")
+            raise MlaasError(
+                f"The tree {reports[0].name} of {path} cannot be read ({reports[0].problem}).",
+                "Get the file again, or have ROOT write it anew.",
+            )
         truncated = _truncation(file)
         facts = _facts(path, file, "")
         return FileReport(path, facts.size, facts.uuid, reports, f"truncated: {truncated}" if truncated else "")
