@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,14 +92,23 @@ class XgboostAdapter:
         return self._boosting is not None and self._boosting.parameters["objective"] == "binary:logitraw"
 
     def check(self, values: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
-        """Try the parameters on a few events with made-up targets: one round, which is thrown away."""
+        """Try the parameters on a few events with made-up targets: one round, which is thrown away.
+
+        Raises MlaasError for a wrong value, UsageError for a parameter that XGBoost does not use.
+        """
         if self._boosting is None:
             return
         events = values.shape[0]
         targets = np.ones(events) if self._task.kind == "regression" else np.arange(events) % self._task.width
-        with explained(self._path):
+        with warnings.catch_warnings(record=True) as told, explained(self._path):
+            warnings.simplefilter("always")
             few = xgboost.QuantileDMatrix(_with_nan(values, mask), targets, **self._binned())
             xgboost.train(self._boosting.parameters, few, num_boost_round=1, verbose_eval=False)
+        unused = [name for warning in told for name in _unused(str(warning.message))]
+        if unused:
+            raise UsageError(
+                f"{self._path}: XGBoost does not use {', '.join(unused)} here.", "Correct the name, or take it out."
+            )
 
     def fit_epoch(self, feed: Feed, epoch: int, progress: Progress) -> bool:
         """Boost all rounds; False, for there is nothing to do in a second epoch.
@@ -332,6 +343,11 @@ def _objective(parameters: dict[str, Any], task: Task, path: Path) -> str:
 
 def _objective_of(booster: Any) -> str:
     return str(json.loads(booster.save_config())["learner"]["objective"]["name"])
+
+
+def _unused(warning: str) -> list[str]:
+    """The parameters that a warning of XGBoost says are not used."""
+    return re.findall(r'"(\w+)"', warning) if "are not used" in warning else []
 
 
 def _by_round(found: dict[str, dict[str, list[float]]]) -> list[dict[str, float]]:

@@ -109,8 +109,13 @@ def test_a_regression_gives_values() -> None:
 
 def test_an_estimator_that_declares_it_is_given_nan() -> None:
     feed = hidden_by_absence()
-    assert area(trained(HistGradientBoostingClassifier(max_iter=5), feed), feed) == 1.0
-    assert area(trained(KNeighborsClassifier(), feed), feed) < 0.99
+    boosted, neighbours = (
+        trained(HistGradientBoostingClassifier(max_iter=5), feed),
+        trained(KNeighborsClassifier(), feed),
+    )
+    assert area(boosted, feed) == 1.0
+    assert area(neighbours, feed) < 0.99
+    assert (boosted.gets_nan, neighbours.gets_nan) == (True, False)
 
 
 def test_the_users_file_decides_for_one_that_does_not_declare_it(tmp_path: Path) -> None:

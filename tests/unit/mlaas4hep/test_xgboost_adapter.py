@@ -192,6 +192,20 @@ def test_a_wrong_parameter_is_told_before_training() -> None:
         adapter.check(blobs().values[:2], blobs().mask[:2])
 
 
+@pytest.mark.parametrize("native", [{"max_dept": 3, "eta": 0.1}, xgboost.XGBClassifier(max_dept=3)])
+def test_a_parameter_that_would_be_ignored_is_refused(native: Any) -> None:
+    adapter = XgboostAdapter(native, TWO, Path("model.py"))
+    with pytest.raises(UsageError, match="does not use max_dept here"):
+        adapter.check(blobs().values[:2], blobs().mask[:2])
+
+
+def test_bins_of_training_on_disk_serve_validation_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = trained(xgboost.XGBClassifier(**SMALL), blobs(), validation=blobs(100, seed=2))
+    monkeypatch.setattr(xgboost_adapter, "available_memory", lambda: 2.0 * 500 * 3 * 8)
+    mixed = trained(xgboost.XGBClassifier(**SMALL), blobs(), validation=blobs(100, seed=2))
+    assert mixed.rounds[-1] == pytest.approx(full.rounds[-1])
+
+
 def test_a_loss_that_is_not_finite_ends_the_training() -> None:
     feed = slope()
     feed.targets = np.where(np.arange(600) == 5, 1e38, feed.targets)
