@@ -13,6 +13,7 @@ from typing import Any
 from mlaas4hep.data.schema import Schema
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.training.contract import Adapter, Task
+from mlaas4hep.training.launch import Workers
 from mlaas4hep.training.user_model import UserModel
 
 
@@ -26,11 +27,17 @@ def make_adapter(native: Any, task: Task, user: UserModel) -> Adapter:
 
     Raises UsageError for an object of no known framework, and for a model that the adapter refuses.
     """
-    make = _MAKERS.get(framework_of(native))
+    framework = framework_of(native)
+    make = _MAKERS.get(framework)
     if make is None:
         raise UsageError(
             f"{user.path}: model returned {type(native).__module__}.{type(native).__name__}, which is no model.",
             "Return a compiled Keras model, a torch.nn.Module, or an estimator of scikit-learn or XGBoost.",
+        )
+    if framework not in _PARALLEL and Workers.here().world > 1:
+        raise UsageError(
+            f"{user.path}: a model of {framework} is trained by one process only.",
+            "Set workers to 1, or write it as a torch.nn.Module.",
         )
     return make(native, task, user)
 
@@ -103,14 +110,29 @@ def _load_sklearn(file: Path, task: Task, schema: Schema, code: Path) -> Adapter
     return load_sklearn(file, task)
 
 
+def _torch(native: Any, task: Task, user: UserModel) -> Adapter:
+    from mlaas4hep.training.torch_adapter import TorchAdapter
+
+    return TorchAdapter(native, task, user)
+
+
+def _load_torch(file: Path, task: Task, schema: Schema, code: Path) -> Adapter:
+    from mlaas4hep.training.torch_adapter import load_torch
+
+    return load_torch(file, task, schema, code)
+
+
+_PARALLEL = frozenset({"torch"})
 # xgboost before sklearn: its estimators are estimators of scikit-learn as well
 _MAKERS: dict[str, Callable[[Any, Task, UserModel], Adapter]] = {
     "keras": _keras,
+    "torch": _torch,
     "xgboost": _xgboost,
     "sklearn": _sklearn,
 }
 _LOADERS: dict[str, Callable[[Path, Task, Schema, Path], Adapter]] = {
     "keras": _load_keras,
+    "torch": _load_torch,
     "xgboost": _load_xgboost,
     "sklearn": _load_sklearn,
 }

@@ -195,7 +195,7 @@ class KerasAdapter:
     def _targets(self, targets: NDArray[Any]) -> NDArray[Any]:
         """Targets as the model's loss takes them."""
         if self._one_hot:
-            return np.eye(self._outputs, dtype=np.float32)[targets]
+            return np.eye(self._outputs, dtype=np.float32)[targets.astype(np.int64)]
         if self._outputs == 1:
             return targets[:, None].astype(np.float32)
         return targets

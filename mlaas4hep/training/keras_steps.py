@@ -293,46 +293,69 @@ class TorchSteps:
         return float(total)
 
     def _step(self, x: Any, y: Any, weights: Any) -> Any:
-        model, optimizer = self._model, self._model.optimizer
+        return self._apply(*self._gradients(x, y, weights))
+
+    def _gradients(self, x: Any, y: Any, weights: Any) -> tuple[Any, list[Any]]:
+        """The loss of a batch, and its gradient for each trainable weight."""
         loss = self._forward.loss(Fed(x, y, weights))
-        trained = list(model.trainable_weights)
-        gradients = self._torch.autograd.grad(
-            optimizer.scale_loss(loss), [variable.value for variable in trained], allow_unused=True
-        )
+        trained = [variable.value for variable in self._model.trainable_weights]
+        scaled = self._model.optimizer.scale_loss(loss)
+        return loss.detach(), list(self._torch.autograd.grad(scaled, trained, allow_unused=True))
+
+    def _apply(self, loss: Any, gradients: list[Any]) -> Any:
         with self._torch.no_grad():
-            optimizer.apply(list(gradients), trained)
-        return loss.detach()
+            self._model.optimizer.apply(list(gradients), list(self._model.trainable_weights))
+        return loss
 
     def _record(self, fed: Fed, size: int) -> Any:
         """The step as a list of tensor operations, if it does what the step does; else the step itself.
 
+        Some optimizers make numbers of tensors, which cannot be recorded: they then follow the recorded gradients.
         What Python code of the model decides by values of tensors, or draws outside the tensors, is not in the record:
         the comparison of several steps tells.
         """
         batches = [batch for batch in fed.batches(size) if len(batch.y) == size][:_COMPARED_STEPS]
-        batches *= _COMPARED_STEPS
+        batches = (batches * _COMPARED_STEPS)[:_COMPARED_STEPS]
         before = self._state()
-        try:
-            make_fx = importlib.import_module("torch.fx.experimental.proxy_tensor").make_fx
-            first = batches[0]
-            graph = make_fx(self._step)(first.x, first.y, first.weights)
-            graph.graph.eliminate_dead_code()
-            graph.recompile()
-            recorded = self._torch.no_grad()(graph)
-            self._restore(before)
-            got = self._after(recorded, batches)
-        except Exception:  # whatever the recorder cannot follow is still trained, only slower
-            self._restore(before)
-            return self._step
-        self._restore(before)
-        expected = self._after(self._step, batches)
-        self._restore(before)
-        return recorded if _agree(got, expected) else self._step
+        expected = self._after(self._step, batches, before)
+        for make in (self._whole, self._recorded_gradients):
+            try:
+                step = make(batches[0])
+                got = self._after(step, batches, before)
+            except Exception:
+                # what the recorder cannot follow is trained all the same, only slower
+                self._restore(before)
+                continue
+            if _agree(got, expected):
+                return step
+        return self._step
 
-    def _after(self, step: Any, batches: list[Fed]) -> list[NDArray[Any]]:
-        for batch in batches[:_COMPARED_STEPS]:
+    def _whole(self, batch: Fed) -> Any:
+        return self._torch.no_grad()(self._graph(self._step, batch))
+
+    def _recorded_gradients(self, batch: Fed) -> Any:
+        graph = self._torch.no_grad()(self._graph(self._gradients, batch))
+        return lambda x, y, weights: self._apply(*graph(x, y, weights))
+
+    def _graph(self, function: Any, batch: Fed) -> Any:
+        def recorded(x: Any, y: Any, weights: Any) -> Any:
+            # the recorder counts the parameters of a plain function only
+            return function(x, y, weights)
+
+        make_fx = importlib.import_module("torch.fx.experimental.proxy_tensor").make_fx
+        graph = make_fx(recorded)(batch.x, batch.y, batch.weights)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        return graph
+
+    def _after(self, step: Any, batches: list[Fed], before: Any) -> list[NDArray[Any]]:
+        """All variables after some steps from a state, to which the model returns."""
+        self._restore(before)
+        for batch in batches:
             step(batch.x, batch.y, batch.weights)
-        return [variable.detach().cpu().numpy().copy() for variable in self._values()]
+        after = [value.detach().cpu().numpy().copy() for value in self._values()]
+        self._restore(before)
+        return after
 
     def _values(self) -> list[Any]:
         return [variable.value for variable in (*self._model.variables, *self._model.optimizer.variables)]
