@@ -63,10 +63,7 @@ def explained(cloud: str) -> Iterator[None]:
     try:
         yield
     except keystone.Unauthorized:
-        raise ProvisionError(
-            f"The cloud {cloud!r} does not accept the credentials: they are wrong or have expired.",
-            "Renew them in clouds.yaml (application credential, password or token) and try again.",
-        ) from None
+        raise _not_accepted(cloud) from None
     except (keystone.MissingRequiredOptions, keystone.MissingAuthPlugin, keystone.NoMatchingPlugin) as error:
         raise UsageError(f"The entry {cloud!r} of clouds.yaml is incomplete: {_words(error)}.") from None
     except (keystone.ConnectFailure, keystone.DiscoveryFailure, keystone.RetriableConnectionFailure) as error:
@@ -81,6 +78,13 @@ def explained(cloud: str) -> Iterator[None]:
         raise ProvisionError(f"The cloud {cloud!r} forbids it: {_words(error)}.", hint) from None
     except (sdk.SDKException, keystone.ClientException) as error:
         raise ProvisionError(f"The cloud {cloud!r} answered with an error: {_words(error)}.") from None
+
+
+def _not_accepted(cloud: str) -> ProvisionError:
+    return ProvisionError(
+        f"The cloud {cloud!r} does not accept the credentials: they are wrong or have expired.",
+        "Renew them in clouds.yaml (application credential, password or token) and try again.",
+    )
 
 
 def _words(error: Exception) -> str:
@@ -109,6 +113,7 @@ class OpenStackCloud(Cloud):
 
     def _connect(self) -> Any:
         import openstack
+        from keystoneauth1 import exceptions as keystone
         from openstack import config
 
         try:
@@ -125,7 +130,13 @@ class OpenStackCloud(Cloud):
             conn = openstack.connection.Connection(config=region, app_name="provision")
         except openstack.exceptions.ConfigException as error:
             raise UsageError(f"clouds.yaml cannot be used for {self.name!r}: {_words(error)}.") from None
-        conn.session.get_token()
+        try:
+            conn.session.get_token()
+        except keystone.NotFound as error:
+            # Keystone's answer to a deleted application credential and to a revoked token
+            if "application credential" in str(error).lower() or "token" in str(error).lower():
+                raise _not_accepted(self.name) from None
+            raise
         return conn
 
     # ------------------------------------------------------------------ checks

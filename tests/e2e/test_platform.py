@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import yaml
 
 from tests.conftest import REPOSITORY, Command
 from tests.devcloud.fixtures import TestCloud, listing
+from tests.integration.killed import killed
 
 DATA = REPOSITORY.parent / "shared" / "data"
 
@@ -89,68 +91,96 @@ def test_create_train_fetch_and_delete_on_openstack(user_home: Path, openstack_c
 
 @pytest.fixture(scope="module")
 def local(computer_with_machines: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """A ready platform `here` on this computer, and the command to use it."""
+    """The command, in a home of its own, to make the platform `here` on this computer and to use it."""
     home = tmp_path_factory.mktemp("home")
     provision = Command(home)
-    provision("create", "here", "--cloud", "local", "--disk", "10GB", "--yes")
     yield provision
     provision("delete", "here", "--yes")
+
+
+CREATE = ["create", "here", "--cloud", "local", "--disk", "10GB", "--ttl", "2d", "--yes"]
+
+
+@pytest.fixture(scope="module")
+def ready(local: Command) -> Command:
+    """The command, with the platform `here` ready."""
+    local(*CREATE)
+    return local
 
 
 @pytest.mark.machine
 class TestOnThisComputer:
     """Everything that a physicist does, on one platform of this computer."""
 
-    def test_roles_run_again_change_nothing(self, local: Command):
-        local("ssh", "here", "--", "sudo", "rm", "/etc/mlaas4hep/platform.json")
-        local("create", "here", "--cloud", "local", "--disk", "10GB", "--yes")
-        runs = sorted((local.home / "provision/platforms/here/logs").glob("platform-*.json"))
+    def test_a_role_that_fails_names_task_and_log(self, local: Command):
+        local(*CREATE, "--bare")
+        broken = "/etc/apt/sources.list.d/broken.list"
+        local("ssh", "here", "--", "sudo", "sh", "-c", f"echo 'this is no source' > {broken}")
+        complaint = local.fails(*CREATE, status=1)
+        assert "failed in the task 'base : " in complaint and "broken.list" in complaint
+        log = re.search(r"The log is (\S+);", complaint)
+        assert log and "broken.list" in Path(log[1]).read_text()
+        assert "is not ready (bare)" in local.fails("train", "here", ".", status=2)
+        local("ssh", "here", "--", "sudo", "rm", broken)
+
+    def test_roles_that_were_killed_are_finished(self, local: Command):
+        killed(local, "configure", "mlaas4hep : Install the locked dependencies", *CREATE)
+        killed(local, "configure", "made", *CREATE)
+        assert json.loads(local("show", "here", "--json"))["ledger"][-1]["state"] == "intended"
+
+    def test_what_was_made_before_the_kill_is_not_made_again(self, local: Command):
+        done = local.run(*CREATE)
+        assert (done.returncode, "  done " in done.stderr) == (0, False), done.stderr
+        record = json.loads(local("show", "here", "--json"))
+        assert record["state"] == "ready"
+        timer = ["systemctl", "show", "platform-expiry.timer", "--property=NextElapseUSecRealtime"]
+        expires = record["expires_at"].replace("T", " ").replace("Z", " UTC")
+        assert expires in local("ssh", "here", "--", *timer)
+
+    def test_roles_run_again_change_nothing(self, ready: Command):
+        ready("ssh", "here", "--", "sudo", "rm", "/etc/mlaas4hep/platform.json")
+        ready(*CREATE)
+        runs = sorted((ready.home / "provision/platforms/here/logs").glob("platform-*.json"))
         changed = json.loads(runs[-1].read_text())["changed_tasks"]
         assert [task for task in changed if "record" not in task.lower()] == []
 
-    def test_train_fetch_and_predict(self, local: Command, tmp_path: Path):
+    def test_train_fetch_and_predict(self, ready: Command, tmp_path: Path):
         folder = tmp_path / "higgs"
-        subprocess.run(["mlaas4hep", "example-data", folder, "--events", "6000"], env=local.environment, check=True)
-        log = local("train", "here", str(folder))
+        subprocess.run(["mlaas4hep", "example-data", folder, "--events", "6000"], env=ready.environment, check=True)
+        log = ready("train", "here", str(folder))
         assert "test auc" in log
-        local("fetch", "here", "higgs_1", "--to", str(tmp_path / "model"))
+        ready("fetch", "here", "higgs_1", "--to", str(tmp_path / "model"))
+        assert "exists already" in ready.fails("fetch", "here", "--to", str(tmp_path / "model"), status=2)
         assert json.loads((tmp_path / "model" / "metrics.json").read_text())["final"]["test"]["auc"] > 0.75
-        answer = json.loads(local("predict", "here", str(folder / "event.json"), "--job", "higgs_1"))
+        answer = json.loads(ready("predict", "here", str(folder / "event.json"), "--job", "higgs_1"))
         assert set(answer["probabilities"]) == {"0", "1"}
         assert sum(answer["probabilities"].values()) == pytest.approx(1)
         assert answer["probabilities"][answer["label"]] >= 0.5
 
-    def test_a_training_goes_on_without_connection_and_can_be_cancelled(self, local: Command, tmp_path: Path):
+    def test_a_training_goes_on_without_connection_and_can_be_cancelled(self, ready: Command, tmp_path: Path):
         folder = tmp_path / "long"
-        subprocess.run(["mlaas4hep", "example-data", folder, "--events", "6000"], env=local.environment, check=True)
+        subprocess.run(["mlaas4hep", "example-data", folder, "--events", "6000"], env=ready.environment, check=True)
         parameters = json.loads((folder / "params.json").read_text())
         (folder / "params.json").write_text(json.dumps({**parameters, "epochs": 100000}))
-        job = json.loads(local("train", "here", str(folder), "--detach", "--json"))
+        job = json.loads(ready("train", "here", str(folder), "--detach", "--json"))
         assert job["state"] in ("queued", "running")
-        listed = {found["identifier"]: found["state"] for found in json.loads(local("jobs", "here", "--json"))}
+        listed = {found["identifier"]: found["state"] for found in json.loads(ready("jobs", "here", "--json"))}
         assert listed[job["identifier"]] in ("queued", "running")
-        local("cancel", "here", job["identifier"])
-        listed = {found["identifier"]: found["state"] for found in json.loads(local("jobs", "here", "--json"))}
+        ready("cancel", "here", job["identifier"])
+        listed = {found["identifier"]: found["state"] for found in json.loads(ready("jobs", "here", "--json"))}
         assert listed[job["identifier"]] == "cancelled"
-        complaint = local.fails("fetch", "here", job["identifier"], status=1)
+        complaint = ready.fails("fetch", "here", job["identifier"], status=1)
         assert "cancelled" in complaint
 
-    def test_a_model_that_raises_ends_with_its_sentence(self, local: Command, tmp_path: Path):
+    def test_a_model_that_raises_ends_with_its_sentence(self, ready: Command, tmp_path: Path):
         folder = tmp_path / "broken"
-        subprocess.run(["mlaas4hep", "example-data", folder, "--events", "2000"], env=local.environment, check=True)
+        subprocess.run(["mlaas4hep", "example-data", folder, "--events", "2000"], env=ready.environment, check=True)
         (folder / "model.py").write_text("def model(idim):\n    raise ValueError('not today')\n")
-        complaint = local.fails("train", "here", str(folder), status=1)
+        complaint = ready.fails("train", "here", str(folder), status=1)
         assert "not today" in complaint and "model.py" in complaint
 
-    def test_a_role_that_fails_names_task_and_log(self, local: Command):
-        complaint = local.fails(
-            "create", "here2", "--cloud", "local", "--framework", "0.0.0", "--disk", "10GB", "--yes", status=1
-        )
-        assert "failed in the task 'mlaas4hep : " in complaint
-        assert "The log is " in complaint
-        local("delete", "here2", "--yes")
-
-    def test_stop_and_start_bring_the_platform_back(self, local: Command):
-        local("stop", "here")
-        local("start", "here")
-        local("doctor", "here")
+    def test_stop_and_start_bring_the_platform_back(self, ready: Command):
+        ready("stop", "here")
+        ready("start", "here")
+        ready("doctor", "here")
+        ready("doctor")

@@ -1,17 +1,34 @@
 """Runs `provision` and kills it (SIGKILL) in a step: `python -m tests.integration.killed STEP MOMENT ARGS...`.
 
-MOMENT is `intended` (the ledger says so, nothing was made yet) or `made` (it was made, the ledger does not know it).
+MOMENT is `intended` (the ledger says so, nothing was made yet), `made` (it was made, the ledger does not know it), or
+the name of a role's task, when it begins.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from typing import Any
 
 from provision.cli import main
+from provision.console import Stage
 from provision.record import Folder, Record
+from tests.conftest import REPOSITORY, Command
+
+
+def killed(command: Command, step: str, moment: str, *words: str) -> None:
+    """Run `provision WORDS` and have it killed there."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.killed", step, moment, *words],
+        cwd=REPOSITORY,
+        env=command.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def kill_at(step: str, moment: str) -> None:
@@ -30,8 +47,13 @@ def kill_at(step: str, moment: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         note(record, name, state, resource)
 
+    def die_in_the_task(stage: Stage, text: str) -> None:
+        if text == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     Folder.save = save_and_die  # type: ignore[method-assign]
     Record.note = die_before_noting  # type: ignore[method-assign]
+    Stage.note = die_in_the_task  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
