@@ -143,7 +143,8 @@ class Batches:
     ) -> None:
         self.events = sum(group.size for group in groups)
         self._groups = groups
-        self._packed = PackedEvents(store.values, store.offsets, store.counts)
+        self.packed = PackedEvents(store.values, store.offsets, store.counts)
+        self.schema = schema
         self._gatherer = Gatherer(schema)
         self.batch_size = batch_size
         self._shuffle = shuffle
@@ -164,20 +165,24 @@ class Batches:
 
     def chunks(self, epoch: int) -> Iterator[Batch]:
         """The events of one epoch, counted from 0: a whole number of batches at a time, but for the last."""
+        return map(self._gathered, self.rows(epoch))
+
+    def rows(self, epoch: int) -> Iterator[NDArray[np.int64]]:
+        """The rows of each chunk, for those who gather them in their own way."""
         chunk = self._values.shape[0]
         waiting = np.empty(0, dtype=np.int64)
         for stretch in self.order(epoch):
             waiting = np.concatenate([waiting, stretch])
             ready = waiting.size // chunk * chunk
             for start in range(0, ready, chunk):
-                yield self._gathered(waiting[start : start + chunk])
+                yield waiting[start : start + chunk]
             waiting = waiting[ready:]
         if waiting.size:
-            yield self._gathered(waiting)
+            yield waiting
 
     def _gathered(self, rows: NDArray[np.int64]) -> Batch:
         values, mask = self._values[: rows.size], self._mask[: rows.size]
-        self._gatherer.gather(self._packed, rows, values, mask)
+        self._gatherer.gather(self.packed, rows, values, mask)
         return Batch(rows, values, mask)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:

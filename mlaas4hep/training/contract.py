@@ -79,8 +79,12 @@ class Feed:
     def chunks(self, epoch: int) -> Iterator[Chunk]:
         """The events of an epoch (from 0), in its order, a whole number of batches at a time but for the last."""
         for piece in self.batches.chunks(epoch):
-            weights = None if self._weights is None else self._weights[piece.rows]
-            yield Chunk(piece.rows, piece.values, piece.mask, self._targets[piece.rows], weights)
+            targets, weights = self.answers(piece.rows)
+            yield Chunk(piece.rows, piece.values, piece.mask, targets, weights)
+
+    def answers(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """Targets and weights of some rows, as a `Chunk` has them."""
+        return self._targets[rows], None if self._weights is None else self._weights[rows]
 
 
 class Adapter(Protocol):

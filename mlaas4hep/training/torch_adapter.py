@@ -22,6 +22,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from mlaas4hep.training.contract import Chunk, Feed, Progress, Task
 from mlaas4hep.training.launch import Workers
 from mlaas4hep.training.outputs import identity, probabilities, sigmoid, softmax, values_of, width_of
 from mlaas4hep.training.random_state import random_state, set_random_state
+from mlaas4hep.training.torch_gather import densify, pack
 from mlaas4hep.training.user_model import UserModel, explained, load_user_model
 from mlaas4hep.user_code import describe
 
@@ -103,17 +105,28 @@ class TorchAdapter:
         self.native.train()
         done = 0
         plan = iter(()) if self._train_chunk else self._group.plan(feed)
-        for chunk in feed.chunks(epoch):
+        for moved in self._chunks(feed, epoch):
             with explained(self._path):
-                loss = self._user_chunk(chunk, feed, epoch) if self._train_chunk else self._chunk(chunk, feed, plan)
+                loss = self._user_chunk(moved, feed, epoch) if self._train_chunk else self._chunk(moved, feed, plan)
             self._refuse_infinite(loss, epoch)
-            done += chunk.rows.size
+            done += len(moved.values)
             progress(done)
         with explained(self._path):
             for together in plan:  # the others have a batch more
-                self._step(self._moved(chunk), slice(0, feed.batch_size), together, 0.0)
+                self._step(moved.part(0, feed.batch_size), together, 0.0)
         self._group.agree(self.native)
         return True
+
+    def _chunks(self, feed: Feed, epoch: int) -> Iterator[_Moved]:
+        """The events of an epoch on the device; to a GPU they travel packed."""
+        if self._device.type == "cpu":
+            for chunk in feed.chunks(epoch):
+                yield self._moved(chunk.values, chunk.mask, chunk.targets, chunk.weights)
+            return
+        for rows in feed.batches.rows(epoch):
+            packed = pack(feed.batches.packed, rows)
+            values, mask = densify(self._torch, packed, feed.batches.schema, self._device)
+            yield self._moved(values, mask, *feed.answers(rows))
 
     def _refuse_infinite(self, loss: float, epoch: int) -> None:
         if not math.isfinite(loss):
@@ -122,18 +135,17 @@ class TorchAdapter:
                 "Lower the learning rate, or check the loss function and the weights of the events.",
             )
 
-    def _chunk(self, chunk: Chunk, feed: Feed, plan: Iterator[int]) -> float:
+    def _chunk(self, moved: _Moved, feed: Feed, plan: Iterator[int]) -> float:
         """The steps of a chunk; returns a number that is finite if the loss of each step is."""
         total = self._torch.zeros((), device=self._device)
-        moved = self._moved(chunk)
-        for first in range(0, chunk.rows.size, feed.batch_size):
-            total += self._step(moved, slice(first, first + feed.batch_size), next(plan), 1.0)
+        for first in range(0, len(moved.values), feed.batch_size):
+            total += self._step(moved.part(first, first + feed.batch_size), next(plan), 1.0)
         return float(total)
 
-    def _step(self, moved: Any, piece: slice, together: int, factor: float) -> Any:
-        """One step on a part of the events; `together` is the number of events of all processes."""
-        values, mask, targets, weights = (None if tensor is None else tensor[piece] for tensor in moved)
-        loss = self._losses(self._forward(values, mask), targets, weights).sum() * (factor / together)
+    def _step(self, batch: _Moved, together: int, factor: float) -> Any:
+        """One step on the events of a batch; `together` is the number of events of all processes."""
+        losses = self._losses(self._forward(batch.values, batch.mask), batch.targets, batch.weights)
+        loss = losses.sum() * (factor / together)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._group.add_gradients(self.native)
@@ -165,15 +177,14 @@ class TorchAdapter:
             return functional.nll_loss(outputs.clamp_min(tiny).log(), targets, reduction="none")
         return functional.cross_entropy(outputs, targets, reduction="none")
 
-    def _user_chunk(self, chunk: Chunk, feed: Feed, epoch: int) -> float:
+    def _user_chunk(self, moved: _Moved, feed: Feed, epoch: int) -> float:
         if self._group.world > 1:
             raise UsageError(f"{self._path}: torch_train cannot be shared by several workers.", "Set workers to 1.")
         train: Any = self._train_chunk
-        values, mask, targets, weights = self._moved(chunk)
-        known = {"mask": mask, "weights": weights, "batch_size": feed.batch_size}
+        known = {"mask": moved.mask, "weights": moved.weights, "batch_size": feed.batch_size}
         known |= {"optimizer": self._optimizer, "epoch": epoch}
         asked = inspect.signature(train).parameters
-        loss = train(self.native, values, targets, **{name: known[name] for name in known if name in asked})
+        loss = train(self.native, moved.values, moved.targets, **{name: known[name] for name in known if name in asked})
         scalar = isinstance(loss, int | float) or (isinstance(loss, self._torch.Tensor) and loss.numel() == 1)
         return float(loss) if scalar else 0.0
 
@@ -181,9 +192,9 @@ class TorchAdapter:
         """Mean of the model's loss over events that are not trained on, and their predictions."""
         self.native.eval()
         with explained(self._path), self._torch.no_grad():
-            values, mask, targets, weights = self._moved(chunk)
-            outputs = self._forward(values, mask)
-            loss = self._losses(outputs, targets, weights).mean()
+            moved = self._moved(chunk.values, chunk.mask, chunk.targets, chunk.weights)
+            outputs = self._forward(moved.values, moved.mask)
+            loss = self._losses(outputs, moved.targets, moved.weights).mean()
         return float(loss), self._predictions(outputs.cpu().numpy())
 
     def predict(self, values: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -206,18 +217,21 @@ class TorchAdapter:
             return values_of(scores, self._path)
         return probabilities(scores, self._path, "Say module.probabilities = False if they are scores without an end.")
 
-    def _tensor(self, array: NDArray[Any]) -> Any:
-        return self._torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+    def _tensor(self, array: Any) -> Any:
+        """An array on the device; a tensor is there already."""
+        return array if self._torch.is_tensor(array) else self._torch.from_numpy(array).to(self._device)
 
-    def _moved(self, chunk: Chunk) -> tuple[Any, Any, Any, Any]:
-        """Values, mask (where it is wanted), targets and weights of a chunk on the device."""
-        targets = chunk.targets
+    def _moved(self, values: Any, mask: Any, targets: NDArray[Any], weights: NDArray[np.float32] | None) -> _Moved:
+        """A chunk on the device, with the targets as the loss takes them, and the mask only where it is wanted."""
         if self._task.kind == "regression" or self._outputs == 1:
             targets = targets[:, None].astype(np.float32)
         wanted = self.takes_mask or self._train_chunk is not None
-        mask = self._tensor(chunk.mask) if wanted else None
-        weights = None if chunk.weights is None else self._tensor(chunk.weights)
-        return self._tensor(chunk.values), mask, self._tensor(targets), weights
+        return _Moved(
+            self._tensor(values),
+            self._tensor(mask) if wanted else None,
+            self._tensor(targets),
+            None if weights is None else self._tensor(weights),
+        )
 
     def save(self, folder: Path) -> str:
         """Write the weights; the module itself is made by the user's file."""
@@ -264,6 +278,21 @@ def _read(torch: Any, file: Path, device: Any) -> Any:
         return torch.load(file, map_location=device, weights_only=True)
     except Exception as error:
         raise MlaasError(f"{file} cannot be read ({describe(error)}).", "Train again.") from error
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """Events as tensors on the device: a `contract.Chunk` without its rows."""
+
+    values: Any
+    mask: Any
+    targets: Any
+    weights: Any
+
+    def part(self, first: int, last: int) -> _Moved:
+        """The events [first, last)."""
+        tensors = (self.values, self.mask, self.targets, self.weights)
+        return _Moved(*(None if tensor is None else tensor[first:last] for tensor in tensors))
 
 
 class _Group:

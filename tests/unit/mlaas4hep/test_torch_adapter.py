@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlaas4hep.data.batches import Batch
-from mlaas4hep.data.schema import FlatColumn, Schema
+from mlaas4hep.data.batches import Batch, Gatherer, PackedEvents
+from mlaas4hep.data.schema import FlatColumn, JaggedColumn, Schema
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.training.adapters import load_adapter, make_adapter
 from mlaas4hep.training.contract import Feed, Task
 from mlaas4hep.training.random_state import set_seed
+from mlaas4hep.training.torch_gather import densify, pack
 from mlaas4hep.training.user_model import load_user_model
 
 torch = pytest.importorskip("torch")
@@ -234,3 +235,27 @@ def test_a_mean_of_all_events_cannot_weigh_them(made) -> None:
     fit(made(source, TWO), CLASSES % 2)
     with pytest.raises(UsageError, match="cannot weigh them"):
         fit(made(source, TWO), CLASSES % 2, WEIGHTS)
+
+
+@pytest.mark.parametrize(("flat", "rooms"), [(2, (3, 1, 4)), (0, (2, 5)), (3, ())])
+def test_the_gather_on_a_device_equals_that_of_the_processor(flat: int, rooms: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(7)
+    counts = generator.integers(0, 6, (50, len(rooms))).astype(np.uint32)
+    offsets = np.concatenate([[0], np.cumsum(flat + counts.sum(axis=1, dtype=np.int64))])
+    values = generator.normal(size=int(offsets[-1])).astype(np.float32)
+    values[::7], values[3::11] = np.nan, np.inf
+    events = PackedEvents(values, offsets, counts)
+    features = flat + len(rooms)
+    schema = Schema(
+        flat=tuple(FlatColumn(f"x{i}", f"x{i}") for i in range(flat)),
+        jagged=tuple(JaggedColumn(f"y{i}", room) for i, room in enumerate(rooms)),
+        shift=tuple(generator.normal(size=features)),
+        width=(0.0, *generator.random(features - 1)),
+        fill=-1.0,
+    )
+    rows = generator.permutation(50)[:33]
+    expected, expected_mask = np.empty((33, schema.idim), np.float32), np.empty((33, schema.idim), np.bool_)
+    Gatherer(schema).gather(events, rows, expected, expected_mask)
+    got, mask = densify(torch, pack(events, rows), schema, torch.device("cpu"))
+    np.testing.assert_array_equal(mask.numpy(), expected_mask)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-6)
