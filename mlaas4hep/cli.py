@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -164,20 +167,15 @@ def predict(
     progress: Annotated[ProgressMode, typer.Option(help="How progress is shown.")] = ProgressMode.AUTO,
 ) -> None:
     """Predict: write the scores of data files to a file, or answer for events that are given as JSON."""
-    from mlaas4hep.training.bundle import read_bundle
-
-    opened = read_bundle(bundle)
     if not dtype and len(files) == 1 and (files[0] == "-" or files[0].endswith(".json")):
-        from mlaas4hep.training.prediction import predict_events
-
-        data = _read_events(files[0])
-        answers = predict_events(opened, data if isinstance(data, list) else [data])
-        print(json.dumps(answers if isinstance(data, list) else answers[0], indent=1))
+        _answer(bundle, files[0])
         return
     from mlaas4hep.data.sources import resolve_files
+    from mlaas4hep.training.bundle import read_bundle
     from mlaas4hep.training.progress import shown
     from mlaas4hep.training.scoring import score_files
 
+    opened = read_bundle(bundle)
     sources = resolve_files(",".join(files), tree or opened.tree, opened.redirector, dtype)
     with shown(progress.value) as tell:
         score_files(opened, sources, out, tell, overwrite=overwrite)
@@ -213,6 +211,31 @@ def specs(
         )
     for path in written:
         print(path)
+
+
+def _answer(bundle: Path, events: str) -> None:
+    """Print what a model says of events given as JSON."""
+    with _numpy_kernels():
+        from mlaas4hep.training.bundle import read_bundle
+        from mlaas4hep.training.prediction import predict_events
+
+    opened = read_bundle(bundle)
+    data = _read_events(events)
+    answers = predict_events(opened, data if isinstance(data, list) else [data])
+    print(json.dumps(answers if isinstance(data, list) else answers[0], indent=1))
+
+
+@contextmanager
+def _numpy_kernels() -> Iterator[None]:
+    """Do without numba, unless it is asked for: a few events are predicted sooner than it is loaded."""
+    name = "MLAAS4HEP_KERNELS"
+    asked = name in os.environ
+    os.environ.setdefault(name, "numpy")
+    try:
+        yield
+    finally:
+        if not asked:
+            del os.environ[name]
 
 
 def _read_events(path: str) -> Any:

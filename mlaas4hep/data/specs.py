@@ -18,18 +18,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlaas4hep.data.formats import load_clients, open_source
-from mlaas4hep.data.ingest import ScannedFile, scan, share_events
 from mlaas4hep.data.packing import inputs_of
 from mlaas4hep.data.schema import JaggedColumn, Schema, Selection, select
 from mlaas4hep.data.sources import Source
 from mlaas4hep.data.statistics import FeatureStatistics, RunningStatistics
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.names import did_you_mean, listing
+
+if TYPE_CHECKING:
+    from mlaas4hep.data.ingest import ScannedFile
 
 GLOBAL_SPECS = "global-specs.json"
 _KEYS = ("jdim", "minv", "maxv", "fkeys", "jkeys")
@@ -161,6 +162,10 @@ def write_specs(
 
     Raises MlaasError or UsageError for files that cannot be read and for inputs that there are not.
     """
+    # here, so that reading a specs file needs no reader of data files
+    from mlaas4hep.data.formats import load_clients
+    from mlaas4hep.data.ingest import scan, share_events
+
     load_clients(sources)
     files, branches, notes = scan(sources)
     selection = select(branches, selected=selected, excluded=excluded, identifiers=identifiers, notes=notes)
@@ -188,6 +193,8 @@ def _measured(
     file: ScannedFile, share: int, selection: Selection, statistics: Sequence[RunningStatistics]
 ) -> Iterator[int]:
     """Add the entries of a file to statistics; gives the number of entries of each block."""
+    from mlaas4hep.data.formats import open_source
+
     width = len(selection.flat)
     with open_source(file.source) as reader:
         for block in reader.blocks(selection.branches, share):

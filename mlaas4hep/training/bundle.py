@@ -37,15 +37,15 @@ import numpy as np
 import mlaas4hep
 from mlaas4hep.data.preprocessing import Preprocessing
 from mlaas4hep.data.schema import SCHEMA_FORMAT, Schema
-from mlaas4hep.data.store import PackedStore
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.training.card import model_card
 from mlaas4hep.training.contract import Adapter, Task
 from mlaas4hep.training.onnx_model import MODEL_FILE
-from mlaas4hep.training.workflow import Workflow
 
 if TYPE_CHECKING:
+    from mlaas4hep.data.store import PackedStore
     from mlaas4hep.training.onnx_export import Export, HeldOut
+    from mlaas4hep.training.workflow import Workflow
 
 BUNDLE_FORMAT = 2
 MANIFEST = "bundle.json"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlaas4hep.data.schema import Schema
-from mlaas4hep.data.statistics import FeatureStatistics
-from mlaas4hep.training.contract import Task
+
+if TYPE_CHECKING:
+    from mlaas4hep.data.statistics import FeatureStatistics
+    from mlaas4hep.training.contract import Task
 
 _MEASURES = {
     "auc": "AUC",
@@ -17,6 +19,7 @@ _MEASURES = {
     "mse": "mean squared error",
     "r2": "R2",
 }
+_FRAMEWORKS = {"keras": "Keras", "torch": "PyTorch", "sklearn": "scikit-learn", "xgboost": "XGBoost"}
 _LISTED_INPUTS = 200
 
 
@@ -64,7 +67,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
 def _purpose(schema: Schema, task: Task, manifest: Mapping[str, Any]) -> str:
     inputs = f"{schema.idim} inputs ({len(schema.flat)} flat columns, {len(schema.jagged)} jagged branches)"
     what = f"tells apart the classes {', '.join(task.classes)}" if task.classes else "predicts a value"
-    return f"A {manifest['framework']} model that {what} from {inputs}."
+    return f"A model of {_FRAMEWORKS[manifest['framework']]} that {what} from {inputs}."
 
 
 def _data(provenance: Mapping[str, Any]) -> list[str]:
@@ -153,7 +156,7 @@ def _use(name: str, task: Task, manifest: Mapping[str, Any]) -> list[str]:
             f" {check['largest_difference']:.2g} at most ({check['tolerance']:g} is tolerated)."
         )
     else:
-        lines.append(f"{manifest['framework']} itself predicts it: {manifest['runtime_reason']}")
+        lines.append(f"{_FRAMEWORKS[manifest['framework']]} itself predicts it: {manifest['runtime_reason']}")
     if len(task.classes) == 2:
         lines.append(f"An event is taken for {task.classes[1]} from a score of {manifest['threshold']:g} on.")
     return lines
