@@ -60,9 +60,12 @@ def joined(pieces: Sequence[Column]) -> Column:
     content = np.concatenate([piece.values for piece in pieces])
     if isinstance(pieces[0], FlatValues):
         return FlatValues(content)
-    counts = np.concatenate([np.diff(piece.offsets) for piece in pieces if isinstance(piece, JaggedValues)])
-    offsets = np.zeros(counts.size + 1, dtype=np.int64)
-    np.cumsum(counts, out=offsets[1:])
+    lists = [piece.offsets for piece in pieces if isinstance(piece, JaggedValues)]
+    offsets = np.zeros(sum(len(begin) - 1 for begin in lists) + 1, dtype=np.int64)
+    place = 0
+    for begin in lists:
+        np.add(begin[1:], offsets[place], out=offsets[place + 1 : place + len(begin)])
+        place += len(begin) - 1
     return JaggedValues(offsets, content)
 
 

@@ -9,10 +9,12 @@ ZSTD blocks have none, nor have uncompressed data: there only a contradiction in
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import uproot
+from numpy.typing import NDArray
 
 from mlaas4hep.data.damage import DamageError
 
@@ -66,6 +68,41 @@ def zlib_decompressor() -> tuple[str, Callable[[Any, int], Any]]:
 
 
 _, _ZLIB = zlib_decompressor()
+
+
+def decompressed(chunk: Any, start: int, uncompressed: int) -> NDArray[np.uint8]:
+    """What follows a key in a chunk of the file, decompressed; shape (uncompressed,).
+
+    Args:
+        chunk: bytes of the file.
+        start: where the compressed data begin in the chunk.
+        uncompressed: the size that the key promises.
+
+    Raises DamageError for blocks that do not add up; errors of the libraries pass.
+    """
+    packed = memoryview(chunk.raw_data)[start:]
+    if len(packed) == uncompressed:
+        # a copy: a mapped file may go away
+        return np.frombuffer(bytes(packed), dtype=np.uint8)
+    check_blocks(packed, uncompressed)
+    blocks = list(_blocks(packed))
+    if all(bytes(header[:2]) == b"ZL" for header, _ in blocks):
+        pieces = [_ZLIB(data, int.from_bytes(header[6:9], "little")) for header, data in blocks]
+        if sum(map(len, pieces)) != uncompressed:
+            raise DamageError("a compressed block is shorter than it promises")
+        return np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), dtype=np.uint8)
+    cursor = uproot.source.cursor.Cursor(chunk.start + start)
+    result = uproot.compression.decompress(chunk, cursor, {}, len(packed), uncompressed)
+    return np.asarray(result.raw_data, dtype=np.uint8)
+
+
+def _blocks(packed: memoryview) -> Iterator[tuple[memoryview, memoryview]]:
+    """Header and compressed data of each block."""
+    place = 0
+    while place < len(packed):
+        header = packed[place : place + _HEADER]
+        place += _HEADER + int.from_bytes(header[3:6], "little")
+        yield header, packed[place - int.from_bytes(header[3:6], "little") : place]
 
 
 def _check_first_block(**known: Any) -> None:

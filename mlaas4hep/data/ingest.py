@@ -311,7 +311,7 @@ def _add_block(
     _refuse_inexact(columns, selection, file.source)
     inputs = inputs_of(columns, numbers.size, selection.flat, selection.jagged, selection.missing)
     packed = pack(inputs)
-    _count(statistics, inputs, packed.counts)
+    _count(statistics, inputs)
     if selection.label:
         optional["labels"] = _numbers(columns, selection.label, "label", file.source)
     if selection.weight:
@@ -320,14 +320,14 @@ def _add_block(
     return numbers.size, passed
 
 
-def _count(statistics: RunningStatistics, inputs: Inputs, counts: NDArray[np.uint32]) -> None:
+def _count(statistics: RunningStatistics, inputs: Inputs) -> None:
     width = inputs.flat.shape[1]
     for number in range(width):
         statistics.add(number, np.ascontiguousarray(inputs.flat[:, number]))
     statistics.multiplicity[:width] = 1
     for number, column in enumerate(inputs.jagged):
         statistics.add(width + number, column.values)
-        statistics.add_counts(width + number, counts[:, number])
+        statistics.add_counts(width + number, np.diff(column.offsets))
 
 
 def _refuse_inexact(columns: Mapping[str, Column], selection: Selection, source: Source) -> None:

@@ -102,11 +102,14 @@ class RunningStatistics:
         self.minimum[feature] = min(self.minimum[feature], sums[kernels.MINIMUM])
         self.maximum[feature] = max(self.maximum[feature], sums[kernels.MAXIMUM])
 
-    def add_counts(self, feature: int, counts: NDArray[np.uint32]) -> None:
+    def add_counts(self, feature: int, counts: NDArray[np.int64]) -> None:
         """Take in the number of values of each event, shape (n,)."""
-        if counts.size:
-            self.multiplicity[feature] = max(int(self.multiplicity[feature]), int(counts.max()))
-            self._events[feature] += np.bincount(np.minimum(counts, _COUNTED - 1), minlength=_COUNTED)
+        if not counts.size:
+            return
+        most = int(counts.max())
+        self.multiplicity[feature] = max(int(self.multiplicity[feature]), most)
+        found = np.bincount(counts if most < _COUNTED else np.minimum(counts, _COUNTED - 1))
+        self._events[feature, : found.size] += found
 
     def results(self, names: tuple[str, ...]) -> tuple[FeatureStatistics, ...]:
         """The statistics so far, one a feature."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import re
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +20,15 @@ import uproot
 from numpy.typing import NDArray
 
 from mlaas4hep.data.blocks import Column, FlatValues, JaggedValues, cut, joined
+from mlaas4hep.data.compression import decompressed
 from mlaas4hep.data.damage import GET_AGAIN, DamageError, explained, reason
 from mlaas4hep.data.schema import Branch, Kind
 
 _NUMBER = (
     r"(?:unsigned |signed )?(?:long |short )?(?:(?:std::)?u?int(?:8|16|32|64)_t|float|double|bool|char|int|short|long)"
 )
-_KEY_BYTES = 18
+_KEY = struct.Struct(">ihiIhh")
+_BASKET = struct.Struct(">HiiiiB")
 # header of a std::vector: byte count, version, and number of elements in the last four bytes
 _VECTOR_HEADER = 10
 # one that is streamed member by member says so in its version, and has the version and checksum of its class as well
@@ -172,32 +175,65 @@ class BasketReader:
     def _decode(self, number: int, entries: int, first: int, counts: Callable[..., Any] | None) -> Column:
         branch = self._branch
         if number < branch._num_normal_baskets:
-            chunk = self.chunks.pop(number)
-            _check_key(bytes(chunk.raw_data[:_KEY_BYTES]), chunk.stop - chunk.start)
-            cursor = uproot.source.cursor.Cursor(chunk.start)
-            basket = uproot.models.TBasket.Model_TBasket.read(
-                chunk, cursor, {"basket_num": number}, branch.file, branch.file, branch
-            )
+            basket = read_basket(self.chunks.pop(number))
         else:
-            basket = branch.basket(number)
-        if basket.num_entries != entries:
-            raise DamageError(f"a basket has {basket.num_entries} entries instead of {entries}")
+            embedded = branch.basket(number)
+            keylen = int(embedded.member("fKeylen"))
+            basket = Basket(embedded.num_entries, keylen, embedded.data, embedded.byte_offsets)
+        if basket.entries != entries:
+            raise DamageError(f"a basket has {basket.entries} entries instead of {entries}")
         interpretation = branch.interpretation
         if isinstance(interpretation, uproot.interpretation.jagged.AsJagged):
             offsets = _byte_offsets(basket, entries, first, interpretation.content.from_dtype.itemsize, counts)
-            return _jagged(basket, interpretation, offsets)
-        return FlatValues(_flat(basket, interpretation, basket.data, entries))
+            return _jagged(branch, basket, interpretation, offsets)
+        return FlatValues(_flat(branch, basket, interpretation, basket.data, entries))
 
 
-def _check_key(key: bytes, size: int) -> None:
-    """The key in front of a basket: its own size, and the data's size that blocks of 16 MiB can hold."""
-    total, objlen, keylen = (int.from_bytes(key[a:b], "big", signed=True) for a, b in ((0, 4), (6, 10), (14, 16)))
-    if total != size or not _KEY_BYTES < keylen <= total or objlen < 0:
+@dataclass(frozen=True)
+class Basket:
+    """A decompressed basket.
+
+    Attributes:
+        entries: number of entries that it claims.
+        keylen: length of its key, which ROOT's offsets count from.
+        data: uint8, the values.
+        byte_offsets: where each entry begins in `data`, shape (entries + 1,), or None where all have the same size.
+    """
+
+    entries: int
+    keylen: int
+    data: NDArray[np.uint8]
+    byte_offsets: NDArray[Any] | None
+
+
+def read_basket(chunk: Any) -> Basket:
+    """Decompress a basket, whose bytes in the file the chunk holds.
+
+    The key (`TKey`) ends in the members of `TBasket`: version, buffer size, size of an entry, number of entries, end of
+    the data, and a flag. Lists have their offsets behind the data (`TBasket::ReadBasketBuffers` of ROOT).
+    """
+    raw, size = chunk.raw_data, chunk.stop - chunk.start
+    if size <= _KEY.size + _BASKET.size:
+        raise DamageError("a basket is shorter than its key")
+    total, _, objlen, _, keylen, _ = _KEY.unpack_from(raw, 0)
+    if total != size or not _KEY.size + _BASKET.size < keylen <= total or objlen < 0:
         raise DamageError("a basket's key contradicts the tree")
+    _, _, _, entries, last, _ = _BASKET.unpack_from(raw, keylen - _BASKET.size)
+    border = last - keylen
+    if entries < 0 or not 0 <= border <= objlen:
+        raise DamageError("a basket's sizes contradict each other")
+    data = decompressed(chunk, keylen, objlen)
+    if border == objlen:
+        return Basket(entries, keylen, data, None)
+    if (objlen - border) % 4 or objlen - border < 8:
+        raise DamageError("the offsets of a basket's lists are incomplete")
+    offsets = data[border:].view(">i4")[1:] - np.int32(keylen)
+    offsets[-1] = border
+    return Basket(entries, keylen, data[:border], offsets)
 
 
 def _byte_offsets(
-    basket: Any, entries: int, first: int, itemsize: int, counts: Callable[..., Any] | None
+    basket: Basket, entries: int, first: int, itemsize: int, counts: Callable[..., Any] | None
 ) -> NDArray[np.int64]:
     """Where each entry begins in the basket's data, shape (entries + 1,)."""
     if basket.byte_offsets is not None:
@@ -212,7 +248,7 @@ def _byte_offsets(
     return offsets
 
 
-def _jagged(basket: Any, interpretation: Any, begin: NDArray[np.int64]) -> JaggedValues:
+def _jagged(branch: Any, basket: Basket, interpretation: Any, begin: NDArray[np.int64]) -> JaggedValues:
     """The lists of a basket, without the headers that each may have."""
     header, content = int(interpretation.header_bytes), interpretation.content
     itemsize, data = content.from_dtype.itemsize, basket.data
@@ -237,7 +273,7 @@ def _jagged(basket: Any, interpretation: Any, begin: NDArray[np.int64]) -> Jagge
         mask = np.ones(len(data), dtype=np.bool_)
         mask[places.ravel()] = False
         data = data[mask]
-    return JaggedValues(offsets, _flat(basket, content, data, int(offsets[-1])))
+    return JaggedValues(offsets, _flat(branch, basket, content, data, int(offsets[-1])))
 
 
 def _objectwise(
@@ -258,12 +294,16 @@ def _objectwise(
     return ordered
 
 
-def _flat(basket: Any, interpretation: Any, data: NDArray[np.uint8], length: int) -> NDArray[Any]:
+def _flat(branch: Any, basket: Basket, interpretation: Any, data: NDArray[np.uint8], length: int) -> NDArray[Any]:
     """The numbers in a basket's data, in this computer's byte order, shape (length, ...)."""
-    library = uproot.interpretation.library._libraries["np"]
-    raw = interpretation.basket_array(
-        data, None, basket, basket.parent, basket.parent.context, basket.member("fKeylen"), library, {}
-    )
+    dtype: Any = getattr(interpretation, "from_dtype", None)
+    if type(interpretation) is uproot.AsDtype and dtype.names is None and not dtype.shape:
+        if len(data) != length * dtype.itemsize:
+            raise DamageError(f"a basket holds {len(data)} bytes instead of {length * dtype.itemsize}")
+        raw = data.view(dtype)
+    else:
+        library = uproot.interpretation.library._libraries["np"]
+        raw = interpretation.basket_array(data, None, basket, branch, branch.context, basket.keylen, library, {})
     if len(raw) != length:
         raise DamageError(f"a basket holds {len(raw)} values instead of {length}")
     dtype = interpretation.to_dtype.base

@@ -1,0 +1,281 @@
+"""The data path against the published algorithm, on one generated file; a Markdown table of medians of CPU seconds.
+
+    python benchmarks/data_path.py [--events 200000] [--repeats 5]
+
+The file has 18 flat and 48 jagged branches of float32, zlib, whose lists fill 9 % of 1802 columns. Each figure is
+measured in a process of its own, so that memory and imports of one do not weigh on another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FLAT, JAGGED, LONGEST, MEAN, TREE = 18, 48, 37, 2.95, "Events"
+IDIM = FLAT + 40 * LONGEST + 8 * (LONGEST + 1)
+REFERENCE_EVENTS = 2_000
+
+
+def generate(path: Path, events: int) -> None:
+    """The benchmark's file."""
+    import awkward as ak
+    import uproot
+
+    generator = np.random.default_rng(1)
+    types = {f"f{i:02}": "float32" for i in range(FLAT)} | {f"j{i:02}": "var * float32" for i in range(JAGGED)}
+    with uproot.recreate(path, compression=uproot.ZLIB(1)) as file:
+        tree = file.mktree(TREE, types)
+        for start in range(0, events, 10_000):
+            size = min(10_000, events - start)
+            columns: dict[str, Any] = {f"f{i:02}": generator.gamma(2, 20, size).astype("f4") for i in range(FLAT)}
+            for i in range(JAGGED):
+                longest = LONGEST + (i >= 40)
+                counts = np.minimum(generator.poisson(MEAN, size), longest)
+                counts[0] = longest
+                columns[f"j{i:02}"] = ak.unflatten(generator.gamma(2, 20, int(counts.sum())).astype("f4"), counts)
+            tree.extend(columns)
+
+
+class PerEvent:
+    """The published algorithm: arrays by branch, then each event by itself, branch by branch, padded and normalised."""
+
+    def __init__(self, path: Path) -> None:
+        import uproot
+
+        self.flat = [f"f{i:02}" for i in range(FLAT)]
+        self.jagged = [f"j{i:02}" for i in range(JAGGED)]
+        with uproot.open({str(path): TREE}) as tree:
+            self.columns = tree.arrays(self.flat + self.jagged, entry_stop=REFERENCE_EVENTS, library="np")
+
+    def specs(self) -> None:
+        """Largest multiplicity, minimum and maximum of each branch, over all events."""
+        self.low: dict[str, float] = {}
+        self.high: dict[str, float] = {}
+        self.longest: dict[str, int] = {}
+        for name in self.flat:
+            self.low[name], self.high[name] = float(self.columns[name].min()), float(self.columns[name].max())
+        for name in self.jagged:
+            low, high, longest = float("inf"), float("-inf"), 0
+            for values in self.columns[name]:
+                longest = max(longest, len(values))
+                if len(values):
+                    low, high = min(low, float(np.min(values))), max(high, float(np.max(values)))
+            self.low[name], self.high[name], self.longest[name] = low, high, longest
+
+    def rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Input vector and mask of each event."""
+        for event in range(REFERENCE_EVENTS):
+            vector: list[Any] = [
+                (self.columns[name][event] - self.low[name]) / (self.high[name] - self.low[name]) for name in self.flat
+            ]
+            for name in self.jagged:
+                values = self.columns[name][event]
+                padded = [(v - self.low[name]) / (self.high[name] - self.low[name]) for v in values]
+                padded += [np.nan] * (self.longest[name] - len(values))
+                vector.extend(padded)
+            row = np.array(vector)
+            yield row, np.isnan(row)
+
+
+def sources(path: Path) -> list[Any]:
+    from mlaas4hep.data.sources import resolve_files
+
+    return resolve_files(str(path), TREE)
+
+
+def selected(path: Path) -> tuple[Any, Any]:
+    from mlaas4hep.data.ingest import scan
+    from mlaas4hep.data.schema import select
+
+    files, branches, _ = scan(sources(path))
+    return files, select(branches, excluded=["n*"])
+
+
+def ingested(path: Path, cache: Path) -> Any:
+    from mlaas4hep.data.ingest import ingest
+
+    files, selection = selected(path)
+    return ingest(files, selection, split=0.3, cache=cache)
+
+
+def epochs(store: Any, count: int) -> int:
+    """Gather all events `count` times in random order."""
+    from mlaas4hep.data.batches import Batches
+
+    rows = [np.arange(store.facts.events)]
+    batches = Batches(store, store.schema(), rows, batch_size=256, chunk_size=-1, shuffle=True)
+    return sum(chunk.rows.size for epoch in range(count) for chunk in batches.chunks(epoch))
+
+
+def dense(path: Path) -> int:
+    """Read, pack and gather block by block into dense rows, without a store."""
+    from mlaas4hep.data.batches import Gatherer, PackedEvents
+    from mlaas4hep.data.formats import open_source
+    from mlaas4hep.data.packing import inputs_of, pack
+    from mlaas4hep.data.schema import JaggedColumn, Schema
+
+    _, selection = selected(path)
+    jagged = tuple(JaggedColumn(name, LONGEST + (number >= 40)) for number, name in enumerate(selection.jagged))
+    features = FLAT + JAGGED
+    schema = Schema(flat=selection.flat, jagged=jagged, shift=(0.0,) * features, width=(400.0,) * features)
+    gatherer, size, done = Gatherer(schema), 1024, 0
+    values, mask = np.empty((size, schema.idim), np.float32), np.empty((size, schema.idim), np.bool_)
+    with open_source(sources(path)[0]) as reader:
+        for block in reader.blocks(selection.branches, reader.entries):
+            packed = pack(inputs_of(block.columns, block.stop - block.start, selection.flat, selection.jagged))
+            events = PackedEvents(packed.values, packed.offsets, packed.counts)
+            for start in range(0, packed.sizes.size, size):
+                rows = np.arange(start, min(start + size, packed.sizes.size))
+                gatherer.gather(events, rows, values[: rows.size], mask[: rows.size])
+                done += rows.size
+    return done
+
+
+def decompression(path: Path) -> Callable[[], None]:
+    """Nothing but zlib on the baskets of the same branches, by the library that the data path uses itself."""
+    import uproot
+
+    from mlaas4hep.data.compression import zlib_decompressor
+
+    _, decompress = zlib_decompressor()
+    data, blocks = path.read_bytes(), []
+    with uproot.open({str(path): TREE}) as tree:
+        for branch in tree.branches:
+            for number in range(0 if branch.name.startswith("n") else branch.num_baskets):
+                key = branch.basket_key(number)
+                place, end = key.data_cursor.index, key.data_cursor.index + key.data_compressed_bytes
+                while place < end and key.data_compressed_bytes != key.data_uncompressed_bytes:
+                    packed, raw = (int.from_bytes(data[place + i : place + i + 3], "little") for i in (3, 6))
+                    blocks.append((data[place + 9 : place + 9 + packed], raw))
+                    place += 9 + packed
+
+    def run() -> None:
+        for packed, raw in blocks:
+            decompress(packed, raw)
+
+    return run
+
+
+def measured(work: Callable[[], object], repeats: int) -> float:
+    """Median CPU seconds of several runs, after one to warm up."""
+    work()
+    found = []
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        found.append(time.process_time() - start)
+    return statistics.median(found)
+
+
+def fresh_ingest(path: Path) -> Any:
+    with tempfile.TemporaryDirectory() as cache:
+        return ingested(path, Path(cache))
+
+
+def first_epoch(path: Path) -> None:
+    with tempfile.TemporaryDirectory() as cache:
+        epochs(ingested(path, Path(cache)), 1)
+
+
+def peak_memory(path: Path) -> dict[str, float]:
+    """MB: the most that reading took, and the anonymous memory after an epoch (mapped pages of the store left out)."""
+    with tempfile.TemporaryDirectory() as cache:
+        store = ingested(path, Path(cache))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        epochs(store, 1)
+        status = Path("/proc/self/status").read_text()
+        anonymous = next(line for line in status.splitlines() if line.startswith("RssAnon"))
+        return {"ingest": peak, "epoch": int(anonymous.split()[1]) / 1024}
+
+
+def one(what: str, path: Path, repeats: int) -> Any:
+    """One figure, in this process."""
+    if what == "memory":
+        return peak_memory(path)
+    if what == "reference":
+        reference = PerEvent(path)
+        specs = measured(reference.specs, 3)
+        return {"specs": specs, "rows": measured(lambda: sum(1 for _ in reference.rows()), 3)}
+    if what == "epochs":
+        with tempfile.TemporaryDirectory() as cache:
+            store = ingested(path, Path(cache))
+            return measured(lambda: epochs(store, 1), repeats)
+    work: dict[str, Callable[[], object]] = {
+        "decompression": decompression(path) if what == "decompression" else lambda: None,
+        "ingest": lambda: fresh_ingest(path),
+        "dense": lambda: dense(path),
+        "first epoch": lambda: first_epoch(path),
+    }
+    return measured(work[what], repeats)
+
+
+def in_process(what: str, path: Path, repeats: int, engine: str = "numba") -> Any:
+    words = [sys.executable, __file__, "--one", what, "--file", str(path), "--repeats", str(repeats)]
+    done = subprocess.run(
+        words, check=True, capture_output=True, text=True, env=os.environ | {"MLAAS4HEP_KERNELS": engine}
+    )
+    return json.loads(done.stdout)
+
+
+def report(events: int, repeats: int, folder: Path) -> None:
+    path, small, large = folder / "dense.root", folder / "small.root", folder / "large.root"
+    generate(path, events)
+    rates = {
+        "dense rows, NumPy only": events / in_process("dense", path, repeats, "numpy"),
+        "dense rows, numba": events / in_process("dense", path, repeats),
+        "statistics, store and first epoch": events / in_process("first epoch", path, repeats),
+        "further epochs from the store": events / in_process("epochs", path, repeats),
+    }
+    reference = in_process("reference", path, repeats)
+    per_event = REFERENCE_EVENTS / reference["rows"]
+    with_specs = REFERENCE_EVENTS / (reference["rows"] + reference["specs"])
+    print(f"\n{events} events, {IDIM} columns, medians of {repeats} runs, CPU seconds\n")
+    print("| | kHz | against the published algorithm |\n|---|---:|---:|")
+    print(f"| published algorithm, rows | {per_event / 1e3:.2f} | 1 |")
+    print(f"| published algorithm, specs and rows | {with_specs / 1e3:.2f} | 1 |")
+    for name, rate in rates.items():
+        against = with_specs if "first epoch" in name else per_event
+        print(f"| {name} | {rate / 1e3:.0f} | {rate / against:.0f} |")
+    pure = in_process("decompression", path, repeats)
+    print("\n| | CPU seconds | against pure decompression |\n|---|---:|---:|")
+    print(f"| decompression (zlib) of the same branches | {pure:.3f} | 1 |")
+    for name, what in (("packed ingest", "ingest"), ("dense rows", "dense")):
+        seconds = in_process(what, path, repeats)
+        print(f"| {name} | {seconds:.3f} | {seconds / pure:.2f} |")
+    generate(small, 100_000)
+    generate(large, 1_000_000)
+    memory = {name: in_process("memory", file, 1) for name, file in (("100,000", small), ("1,000,000", large))}
+    print("\n| events | peak of ingest (MB) | memory of an epoch (MB) |\n|---|---:|---:|")
+    for name, found in memory.items():
+        print(f"| {name} | {found['ingest']:.0f} | {found['epoch']:.0f} |")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--events", type=int, default=200_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--one", default="")
+    parser.add_argument("--file", type=Path)
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(one(asked.one, asked.file, asked.repeats)))
+        return
+    with tempfile.TemporaryDirectory(prefix="data-path-") as folder:
+        report(asked.events, asked.repeats, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
