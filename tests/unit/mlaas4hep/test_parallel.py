@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 from mlaas4hep.errors import MlaasError, UsageError
+from mlaas4hep.training.adapters import make_adapter
+from mlaas4hep.training.contract import Task
 from mlaas4hep.training.launch import RENDEZVOUS, Workers, launch
+from mlaas4hep.training.user_model import UserModel
 
 TRAIN = """
 import sys
@@ -75,18 +79,9 @@ def model(idim):
     return torch.nn.Sequential(torch.nn.Linear(idim, 6), torch.nn.ReLU(), torch.nn.Linear(6, 1))
 """
 
-KERAS = """
-import keras
 
-def model(idim):
-    network = keras.Sequential([keras.Input((idim,)), keras.layers.Dense(1, "sigmoid")])
-    network.compile("sgd", "binary_crossentropy")
-    return network
-"""
-
-
-def run(folder: Path, name: str, workers: int, model: str = MODEL) -> int:
-    (folder / "model.py").write_text(model)
+def run(folder: Path, name: str, workers: int) -> int:
+    (folder / "model.py").write_text(MODEL)
     (folder / "train.py").write_text(TRAIN)
     command = [sys.executable, str(folder / "train.py"), str(folder), name]
     return launch(workers, command)
@@ -102,10 +97,16 @@ def test_two_workers_learn_what_one_does_with_the_same_events_a_step(tmp_path: P
         np.testing.assert_allclose(first[name], alone[name], atol=1e-5)
 
 
-def test_keras_says_that_it_trains_in_one_process(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("torch")
-    assert run(tmp_path, "keras", 2, KERAS) == 1
-    assert "a model of keras is trained by one process only" in capfd.readouterr().err
+@pytest.mark.parametrize("framework", ["keras", "sklearn", "xgboost"])
+def test_other_frameworks_say_that_they_train_in_one_process(
+    framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {RENDEZVOUS: "file:///meet", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    native = type("Model", (), {"__module__": f"{framework}.models"})()
+    user = UserModel(tmp_path / "model.py", ModuleType("user"))
+    with pytest.raises(UsageError, match=f"a model of {framework} is trained by one process only"):
+        make_adapter(native, Task("regression"), user)
 
 
 def test_a_failing_worker_ends_the_others() -> None:
