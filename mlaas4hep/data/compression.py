@@ -70,17 +70,15 @@ def zlib_decompressor() -> tuple[str, Callable[[Any, int], Any]]:
 _, _ZLIB = zlib_decompressor()
 
 
-def decompressed(chunk: Any, start: int, uncompressed: int) -> NDArray[np.uint8]:
-    """What follows a key in a chunk of the file, decompressed; shape (uncompressed,).
+def decompressed(packed: memoryview, uncompressed: int) -> NDArray[np.uint8]:
+    """What follows a key in a file, decompressed; shape (uncompressed,).
 
     Args:
-        chunk: bytes of the file.
-        start: where the compressed data begin in the chunk.
+        packed: bytes of the file.
         uncompressed: the size that the key promises.
 
     Raises DamageError for blocks that do not add up; errors of the libraries pass.
     """
-    packed = memoryview(chunk.raw_data)[start:]
     if len(packed) == uncompressed:
         # a copy: a mapped file may go away
         return np.frombuffer(bytes(packed), dtype=np.uint8)
@@ -91,7 +89,8 @@ def decompressed(chunk: Any, start: int, uncompressed: int) -> NDArray[np.uint8]
         if sum(map(len, pieces)) != uncompressed:
             raise DamageError("a compressed block is shorter than it promises")
         return np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), dtype=np.uint8)
-    cursor = uproot.source.cursor.Cursor(chunk.start + start)
+    chunk = uproot.source.chunk.Chunk.wrap(None, np.frombuffer(packed, dtype=np.uint8))
+    cursor = uproot.source.cursor.Cursor(0)
     result = uproot.compression.decompress(chunk, cursor, {}, len(packed), uncompressed)
     return np.asarray(result.raw_data, dtype=np.uint8)
 

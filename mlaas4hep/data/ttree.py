@@ -7,12 +7,14 @@ ever, where baskets contradict each other.
 
 from __future__ import annotations
 
+import os
 import queue
 import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from mlaas4hep.data.blocks import Column, FlatValues, JaggedValues, cut, joined
 from mlaas4hep.data.compression import decompressed
 from mlaas4hep.data.damage import GET_AGAIN, DamageError, explained, reason
 from mlaas4hep.data.schema import Branch, Kind
+from mlaas4hep.data.sources import is_remote
 
 _NUMBER = (
     r"(?:unsigned |signed )?(?:long |short )?(?:(?:std::)?u?int(?:8|16|32|64)_t|float|double|bool|char|int|short|long)"
@@ -60,6 +63,8 @@ class TreeContents:
         self._where = where
         self._size = size
         self._source = tree.file.source
+        path = str(tree.file.file_path)
+        self._local = None if is_remote(path) else Path(path)
         self._leaves = {leaf.described.name: leaf for leaf in leaves(tree)}
         self.branches = tuple(leaf.described for leaf in self._leaves.values())
 
@@ -91,9 +96,20 @@ class TreeContents:
                 raise DamageError(f"the branch {reader.name} has a basket outside the file")
         if sum(last - first for first, last in ranges) > self._size:
             raise DamageError("the baskets are larger than the file")
-        chunks = dict(zip(ranges, self._source.chunks(ranges, queue.Queue()), strict=True)) if ranges else {}
+        found = dict(zip(ranges, self._bytes(ranges), strict=True))
         for reader, basket, place in wanted:
-            reader.chunks[basket] = chunks[place]
+            reader.fetched[basket] = found[place]
+
+    def _bytes(self, ranges: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
+        """The bytes of the file in some ranges."""
+        if self._local is None:
+            chunks = self._source.chunks(list(ranges), queue.Queue()) if ranges else []
+            yield from (memoryview(chunk.raw_data) for chunk in chunks)
+            return
+        # reading, not mapping: a file that is cut meanwhile must not end the process
+        with self._local.open("rb", buffering=0) as stream:
+            for first, last in ranges:
+                yield memoryview(os.pread(stream.fileno(), last - first, first))
 
     def _values(
         self, name: str, readers: dict[int, BasketReader], read: dict[int, Column], start: int, stop: int
@@ -116,12 +132,12 @@ class BasketReader:
 
     Attributes:
         name: the branch's name.
-        chunks: the bytes of baskets that are not decoded yet.
+        fetched: the bytes of baskets that are not decoded yet.
     """
 
     def __init__(self, branch: Any, entries: int) -> None:
         self.name = branch.name
-        self.chunks: dict[int, Any] = {}
+        self.fetched: dict[int, memoryview] = {}
         self._branch = branch
         self._decoded: dict[int, Column] = {}
         self._offsets = np.asarray(branch.entry_offsets, dtype=np.int64)
@@ -142,9 +158,9 @@ class BasketReader:
 
     def counts(self, start: int, stop: int) -> NDArray[np.int64]:
         """The values of a counter branch, shape (stop - start,)."""
-        missing = [basket for basket, _ in self.missing(start, stop) if basket not in self.chunks]
+        missing = [basket for basket, _ in self.missing(start, stop) if basket not in self.fetched]
         for basket in missing:
-            self.chunks[basket] = self._branch.basket_chunk_cursor(basket)[0]
+            self.fetched[basket] = memoryview(self._branch.basket_chunk_cursor(basket)[0].raw_data)
         values = self.values(start, stop, None, keep=True)
         if not isinstance(values, FlatValues) or values.values.ndim != 1 or values.values.dtype.kind not in "iu":
             raise DamageError(f"its counter {self.name} holds no whole numbers")
@@ -175,7 +191,7 @@ class BasketReader:
     def _decode(self, number: int, entries: int, first: int, counts: Callable[..., Any] | None) -> Column:
         branch = self._branch
         if number < branch._num_normal_baskets:
-            basket = read_basket(self.chunks.pop(number))
+            basket = read_basket(self.fetched.pop(number))
         else:
             embedded = branch.basket(number)
             keylen = int(embedded.member("fKeylen"))
@@ -206,13 +222,13 @@ class Basket:
     byte_offsets: NDArray[Any] | None
 
 
-def read_basket(chunk: Any) -> Basket:
-    """Decompress a basket, whose bytes in the file the chunk holds.
+def read_basket(raw: memoryview) -> Basket:
+    """Decompress a basket from its bytes in the file.
 
     The key (`TKey`) ends in the members of `TBasket`: version, buffer size, size of an entry, number of entries, end of
     the data, and a flag. Lists have their offsets behind the data (`TBasket::ReadBasketBuffers` of ROOT).
     """
-    raw, size = chunk.raw_data, chunk.stop - chunk.start
+    size = len(raw)
     if size <= _KEY.size + _BASKET.size:
         raise DamageError("a basket is shorter than its key")
     total, _, objlen, _, keylen, _ = _KEY.unpack_from(raw, 0)
@@ -222,7 +238,7 @@ def read_basket(chunk: Any) -> Basket:
     border = last - keylen
     if entries < 0 or not 0 <= border <= objlen:
         raise DamageError("a basket's sizes contradict each other")
-    data = decompressed(chunk, keylen, objlen)
+    data = decompressed(raw[keylen:], objlen)
     if border == objlen:
         return Basket(entries, keylen, data, None)
     if (objlen - border) % 4 or objlen - border < 8:
@@ -257,6 +273,11 @@ def _jagged(branch: Any, basket: Basket, interpretation: Any, begin: NDArray[np.
     )
     if by_member:
         header = _MEMBERWISE_HEADER
+    if not header:
+        offsets = begin // itemsize
+        if (offsets * itemsize != begin).any():
+            raise DamageError("the lengths of its lists contradict the data")
+        return JaggedValues(offsets, _flat(branch, basket, content, data, int(offsets[-1])))
     sizes = np.diff(begin) - header
     if (sizes < 0).any() or (sizes % itemsize).any():
         raise DamageError("the lengths of its lists contradict the data")
@@ -264,15 +285,14 @@ def _jagged(branch: Any, basket: Basket, interpretation: Any, begin: NDArray[np.
     np.cumsum(sizes // itemsize, out=offsets[1:])
     if by_member and (data[begin[:-1] + 4] & _MEMBERWISE).all():
         data = _objectwise(data, begin, offsets, content.from_dtype)
-    if header:
-        places = begin[:-1, None] + np.arange(header)
-        if header in (_VECTOR_HEADER, _MEMBERWISE_HEADER):
-            told = np.ascontiguousarray(data[places[:, -4:]]).view(">u4").ravel()
-            if (told != np.diff(offsets)).any():
-                raise DamageError("the lengths of its lists contradict the data")
-        mask = np.ones(len(data), dtype=np.bool_)
-        mask[places.ravel()] = False
-        data = data[mask]
+    places = begin[:-1, None] + np.arange(header)
+    if header in (_VECTOR_HEADER, _MEMBERWISE_HEADER):
+        told = np.ascontiguousarray(data[places[:, -4:]]).view(">u4").ravel()
+        if (told != np.diff(offsets)).any():
+            raise DamageError("the lengths of its lists contradict the data")
+    mask = np.ones(len(data), dtype=np.bool_)
+    mask[places.ravel()] = False
+    data = data[mask]
     return JaggedValues(offsets, _flat(branch, basket, content, data, int(offsets[-1])))
 
 
