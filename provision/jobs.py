@@ -61,6 +61,15 @@ def newest(remote: Remote) -> str:
     return str(jobs[-1]["identifier"])
 
 
+def newest_finished(remote: Remote) -> str:
+    """The id of the last job that has a model; raises UsageError when there is none."""
+    jobs = [job for job in listing(remote) if job["state"] == "finished"]
+    if not jobs:
+        name = remote.folder.name
+        raise UsageError(f"No job on {name} has finished yet.", f"`provision jobs {name}` shows the states of all.")
+    return str(jobs[-1]["identifier"])
+
+
 def follow(remote: Remote, job: str, output: Callable[[str], None]) -> dict[str, Any]:
     """Hand over the lines of the job's log as they come, until it ends; returns the ended job.
 

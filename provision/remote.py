@@ -205,7 +205,7 @@ class Remote:
                 f"`provision doctor {self.folder.name}` looks for the cause.",
             )
         if status and check:
-            last = complaint.splitlines()[-1] if complaint else f"exit status {status}"
+            last = complaint.splitlines()[-1].removeprefix("mlaas4hep: ") if complaint else f"exit status {status}"
             raise RemoteError(last, complaint, status, words)
 
     def answers(self) -> bool:

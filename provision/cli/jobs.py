@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,15 @@ def list_jobs(name: str = _NAME, as_json: bool = _JSON) -> None:
     if as_json:
         console().emit(found)
     elif found:
-        columns = ["identifier", "state", "submitted", "reason"]
-        console().table(columns, [[job.get(column) or "" for column in columns] for job in found])
+        rows = [(job["identifier"], job["state"], _minute(job["submitted"]), job.get("reason") or "") for job in found]
+        console().table(["job", "state", "submitted", "reason"], rows)
     else:
         console().say(f"There is no job on {name} yet; `provision train {name} FOLDER` starts one.")
+
+
+def _minute(time: str) -> str:
+    """A time of the platform (ISO 8601), on this computer's clock."""
+    return datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def logs(
@@ -105,14 +111,14 @@ def cancel(name: str = _NAME, job: str = typer.Argument(help="Id of the job.")) 
 
 def fetch(
     name: str = _NAME,
-    job: str = _JOB,
+    job: str = typer.Argument("", help="Id of the job.  [the newest that finished]"),
     to: Path | None = typer.Option(None, "--to", help="Folder to make.  [the job's id]"),
 ) -> None:
     """Bring the model folder of a job to this computer."""
     from provision import jobs as remote_jobs
 
     with connected(name) as remote:
-        job = job or remote_jobs.newest(remote)
+        job = job or remote_jobs.newest_finished(remote)
         target = to or Path(job)
         with console().stage(f"fetching {job} into {target}"):
             remote_jobs.fetch(remote, job, target)
@@ -123,14 +129,14 @@ def predict(
     event: str = typer.Argument(
         help="JSON file with an event by branch name (raw values, jagged ones as lists), or - for standard input."
     ),
-    job: str = typer.Option("", "--job", help="Id of the job whose model predicts.  [the newest]"),
+    job: str = typer.Option("", "--job", help="Id of the job whose model predicts.  [the newest that finished]"),
 ) -> None:
     """Predict an event with a model of a platform."""
     from provision import jobs as remote_jobs
 
     text = _read(event)
     with connected(name) as remote:
-        console().data(json.dumps(remote_jobs.predict(remote, job or remote_jobs.newest(remote), text)))
+        console().data(json.dumps(remote_jobs.predict(remote, job or remote_jobs.newest_finished(remote), text)))
 
 
 def _read(event: str) -> str:

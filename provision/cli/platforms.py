@@ -61,8 +61,9 @@ def show(name: str = _NAME, as_json: bool = _JSON) -> None:
     if as_json:
         console().emit({**record.model_dump(mode="json"), "machine": _machine_state(name)})
         return
-    for key, value in {**_summary(record), "machine": _machine_state(name), **record.facts}.items():
-        console().data(f"{key:<10} {value}")
+    facts = {**_summary(record), "machine now": _machine_state(name), **record.facts}
+    for key, value in facts.items():
+        console().data(f"{key:<{max(map(len, facts))}}  {value}")
     console().data("")
     rows = [
         (entry.step, entry.state, str(entry.resource or ""), entry.at.strftime("%H:%M:%S"), entry.seconds or "")

@@ -178,6 +178,8 @@ class TestOnThisComputer:
         (folder / "model.py").write_text("def model(idim):\n    raise ValueError('not today')\n")
         complaint = ready.fails("train", "here", str(folder), status=1)
         assert "not today" in complaint and "model.py" in complaint
+        # the newest job failed; the model of the one before is still the one that answers
+        ready("predict", "here", str(folder / "event.json"))
 
     def test_stop_and_start_bring_the_platform_back(self, ready: Command):
         ready("stop", "here")
