@@ -124,6 +124,8 @@ def train(
 ) -> None:
     """Train a model on ROOT files and write it with its input layout, measures and provenance."""
     from mlaas4hep.training.experiment import train as run
+    from mlaas4hep.training.launch import Workers, launch
+    from mlaas4hep.training.preparation import prepare
     from mlaas4hep.training.progress import Finished, Note, shown
     from mlaas4hep.training.workflow import load_folder, load_workflow
 
@@ -138,7 +140,13 @@ def train(
         workflow = load_workflow(
             files, labels, model, params, preproc=preproc, dtype=dtype, specs=specs, seed=seed, epochs=epochs
         )
-    with shown(progress.value) as tell:
+    workers = Workers.here()
+    if workflow.parameters.workers > workers.world:
+        # the store is made before they start, so that they do not wait for one of them in the middle
+        with shown(progress.value) as tell:
+            prepare(workflow, tell)
+        raise typer.Exit(launch(workflow.parameters.workers, [sys.executable, "-m", "mlaas4hep.cli", *sys.argv[1:]]))
+    with shown("none" if workers.rank else progress.value) as tell:
         quiet = workflow.parameters.verbose == 0
         run(
             workflow,
@@ -259,3 +267,7 @@ def example_data(
     write_example(folder, events, seed)
     print(f"Made {events} events in {folder}. Train on them with")
     print(f"  mlaas4hep train --folder {folder} --fout MODEL")
+
+
+if __name__ == "__main__":
+    main()

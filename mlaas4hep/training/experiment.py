@@ -25,6 +25,7 @@ from mlaas4hep.training.bundle import Bundle, check_target, write_bundle
 from mlaas4hep.training.contract import Adapter
 from mlaas4hep.training.histograms import Histogram, as_json, histograms, multiplicities
 from mlaas4hep.training.importance import permutation_importance, sample, score_of
+from mlaas4hep.training.launch import Workers
 from mlaas4hep.training.measures import Scored, measures
 from mlaas4hep.training.onnx_export import HeldOut
 from mlaas4hep.training.preparation import Prepared, prepare
@@ -81,10 +82,13 @@ class Experiment:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def train(workflow: Workflow, out: Path, tell: Tell, *, overwrite: bool = False, cache: Path | None = None) -> Bundle:
+def train(
+    workflow: Workflow, out: Path, tell: Tell, *, overwrite: bool = False, cache: Path | None = None
+) -> Bundle | None:
     """Run a workflow and write its bundle.
 
-    A run that was killed is taken up after its last complete epoch when it is repeated unchanged.
+    A run that was killed is taken up after its last complete epoch when it is repeated unchanged. Of several workers
+    the first writes the bundle, and the others return None; their runs begin anew when they are repeated.
 
     Args:
         workflow: what to train.
@@ -115,6 +119,9 @@ def train(workflow: Workflow, out: Path, tell: Tell, *, overwrite: bool = False,
         timing.done("training")
         scored = run.scored() if workflow.parameters.measured else {}
         final = {part: measures(found, targets.task, workflow.parameters.threshold) for part, found in scored.items()}
+        if Workers.here().rank:
+            return None
+        history = {"history": run.history, "kept": run.kept, "rounds": list(getattr(adapter, "rounds", []))}
         drawn = _histograms(experiment)
         data = replace(
             _report(experiment, out.name, adapter, run, scored),
@@ -130,10 +137,11 @@ def train(workflow: Workflow, out: Path, tell: Tell, *, overwrite: bool = False,
             task=targets.task,
             adapter=adapter,
             held_out=HeldOut.of(run.test),
-            metrics={"history": run.history, "kept": run.kept, "final": final, "folds": folds},
+            metrics=history | {"final": final, "folds": folds},
             store=prepared.store,
             histograms=as_json(drawn, targets.task.classes) if drawn else None,
             started=started,
+            runtime=workflow.parameters.runtime,
             more=lambda partial: write_report(partial / REPORT, data),
         )
     tell(Finished(str(bundle.folder), _shown(final), timing.total))
@@ -223,6 +231,10 @@ def _cross_validation(experiment: Experiment, folder: Path) -> list[dict[str, An
 def _checkpoints(cache: Path, key: str) -> Iterator[Path]:
     """The folder of a training's checkpoints, removed when it succeeds; another one while the same training runs."""
     folder = cache / "runs" / key
+    if Workers.here().world > 1:
+        with tempfile.TemporaryDirectory(prefix="mlaas4hep-") as own:
+            yield Path(own)
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (cache / "runs" / f"{key}.lock").open("w") as stream:

@@ -56,7 +56,8 @@ class Parameters(BaseModel):
         nevts: events to read from all files together, shared in proportion to their sizes; -1 reads all.
         shuffle: take each file's events in a new random order each epoch; otherwise in the order of the file. Either
             way each batch mixes all files.
-        chunk_size: events gathered into memory at a time; -1 lets the framework choose. It does not change the result.
+        chunk_size: events of a chunk with `"training": "chunks"` (-1: all); otherwise the framework chooses how many
+            events it gathers at a time, which does not change the result.
         epochs: passes over all training events.
         batch_size: events a step.
         split: fraction of the events kept away from training: half validates after each epoch, half tests at the end.
@@ -85,6 +86,7 @@ class Parameters(BaseModel):
         patience: epochs without a better validation loss after which training ends, keeping the best model; 0 goes on.
         folds: number of folds of a cross-validation before the final training, 3 or more; 0 does without.
         workers: processes that train together on this computer.
+        runtime: `onnx` predicts by the exported model, `native` by the framework's own and exports none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -116,6 +118,7 @@ class Parameters(BaseModel):
     patience: int = Field(0, ge=0)
     folds: int = Field(0, ge=0, le=100)
     workers: int = Field(1, ge=1, le=64)
+    runtime: Literal["onnx", "native"] = "onnx"
 
     @field_validator("nevts", "chunk_size")
     @classmethod

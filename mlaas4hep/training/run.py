@@ -18,6 +18,7 @@ from mlaas4hep.data.schema import Schema
 from mlaas4hep.data.split import Part
 from mlaas4hep.data.store import PackedStore
 from mlaas4hep.training.contract import Adapter, Feed, Progress, Task
+from mlaas4hep.training.launch import Workers
 from mlaas4hep.training.measures import Scored, measures, score
 from mlaas4hep.training.parameters import Parameters
 from mlaas4hep.training.progress import Epoch, Note, Stage, Step, Tell
@@ -34,7 +35,8 @@ class Feeds:
     def __init__(self, store: PackedStore, schema: Schema, targets: Targets, parameters: Parameters) -> None:
         self._store, self._schema, self._targets, self._parameters = store, schema, targets, parameters
         self._rows = {part: rows_of_part(store, part) for part in Part}
-        self.train = self.of(self._rows[Part.TRAIN])
+        self._workers = Workers.here()
+        self.train = self.of(self._workers.shard(self._rows[Part.TRAIN]))
         self.validation = self._to_measure(self._rows[Part.VALIDATION])
         self.test = self._to_measure(self._rows[Part.TEST])
         # as many training events as there are to validate, so that both curves have the same precision
@@ -47,8 +49,7 @@ class Feeds:
             self._store,
             self._schema,
             rows,
-            batch_size=parameters.batch_size,
-            chunk_size=parameters.chunk_size,
+            batch_size=self._workers.batch_size(parameters.batch_size),
             shuffle=parameters.shuffle,
             seed=parameters.seed,
         )

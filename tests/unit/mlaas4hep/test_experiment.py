@@ -41,6 +41,7 @@ def run(workflow_folder: Path, tmp_path: Path, set_parameters) -> Callable[..., 
     def do(name: str = "model", tell: Callable[[Event], None] = silent, **parameters: Any) -> dict[str, Any]:
         set_parameters(workflow_folder, **{"identifier": "event", "batch_size": 32, "epochs": 2} | parameters)
         bundle = train(load_folder(workflow_folder), tmp_path / name, tell)
+        assert bundle is not None
         found: dict[str, Any] = json.loads((bundle.folder / "metrics.json").read_text())
         return found
 
@@ -121,6 +122,33 @@ def test_balanced_classes_weigh_the_same_and_keep_the_events_weights(tmp_path: P
 def test_a_weight_branch_that_is_not_there_is_named(run) -> None:
     with pytest.raises(UsageError, match=r"weight names MET_p, .* Did you mean MET_pt"):
         run(weight="MET_p")
+
+
+TORCH = """
+import torch
+
+def model(idim):
+    return torch.nn.Sequential(torch.nn.Linear(idim, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1), torch.nn.Sigmoid())
+"""
+
+
+def test_two_workers_train_one_model_together(workflow_folder: Path, tmp_path: Path, set_parameters) -> None:
+    (workflow_folder / "model.py").write_text(TORCH)
+    set_parameters(workflow_folder, identifier="event", batch_size=32, epochs=2, workers=2, runtime="native")
+    words = [sys.executable, "-m", "mlaas4hep.cli", "train", "--folder", str(workflow_folder)]
+    done = subprocess.run([*words, "--fout", str(tmp_path / "m")], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "m" / "metrics.json").read_text())
+    assert [entry["epoch"] for entry in found["history"]] == [1, 2]
+    assert done.stderr.count("epoch 2/2") == 1
+
+
+def test_workers_of_a_framework_without_them_are_refused(workflow_folder: Path, tmp_path: Path, set_parameters) -> None:
+    set_parameters(workflow_folder, identifier="event", batch_size=32, epochs=2, workers=2)
+    words = [sys.executable, "-m", "mlaas4hep.cli", "train", "--folder", str(workflow_folder)]
+    done = subprocess.run([*words, "--fout", str(tmp_path / "m")], check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Set workers to 1" in done.stderr
 
 
 KILLED = """
