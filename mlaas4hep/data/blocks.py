@@ -54,10 +54,9 @@ def cut(values: Column, start: int, stop: int) -> Column:
 
 
 def joined(pieces: Sequence[Column]) -> Column:
-    """The entries of the pieces, one piece after another."""
-    if len(pieces) == 1:
-        return pieces[0]
-    content = np.concatenate([piece.values for piece in pieces])
+    """The entries of the pieces, one piece after another, in this computer's byte order."""
+    dtype = pieces[0].values.dtype.newbyteorder("=")
+    content = np.concatenate([piece.values for piece in pieces], dtype=dtype)
     if isinstance(pieces[0], FlatValues):
         return FlatValues(content)
     lists = [piece.offsets for piece in pieces if isinstance(piece, JaggedValues)]

@@ -315,7 +315,7 @@ def _objectwise(
 
 
 def _flat(branch: Any, basket: Basket, interpretation: Any, data: NDArray[np.uint8], length: int) -> NDArray[Any]:
-    """The numbers in a basket's data, in this computer's byte order, shape (length, ...)."""
+    """The numbers in a basket's data, in the file's byte order, shape (length, ...)."""
     dtype: Any = getattr(interpretation, "from_dtype", None)
     if type(interpretation) is uproot.AsDtype and dtype.names is None and not dtype.shape:
         if len(data) != length * dtype.itemsize:
@@ -331,7 +331,7 @@ def _flat(branch: Any, basket: Basket, interpretation: Any, data: NDArray[np.uin
         return _members(raw, dtype)
     if dtype.kind == "b":
         return np.asarray(np.ascontiguousarray(raw).view(np.uint8) != 0)
-    return np.asarray(raw, dtype=dtype.newbyteorder("="))
+    return np.asarray(raw)
 
 
 def _members(raw: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
