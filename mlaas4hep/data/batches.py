@@ -18,7 +18,8 @@ from mlaas4hep.data import kernels
 from mlaas4hep.data.schema import Schema
 from mlaas4hep.data.store import PackedStore, StoredFile
 
-_CHUNK_BYTES = 32 * 2**20
+# what stays in a processor's cache until the framework takes it
+_CHUNK_BYTES = 4 * 2**20
 _CHUNK_EVENTS = 8192
 _STRETCH_EVENTS = 2**16
 
@@ -194,7 +195,7 @@ class Batches:
 
 
 def _chunk_events(chunk_size: int, batch_size: int, idim: int, events: int) -> int:
-    """Number of events of a chunk: whole batches, bounded by 32 MiB of values."""
+    """Number of events of a chunk: whole batches, bounded by 4 MiB of values."""
     wanted = chunk_size if chunk_size > 0 else _CHUNK_EVENTS
     fitting = max(_CHUNK_BYTES // (4 * idim), 1)
     batches = max(min(wanted, fitting, events) // batch_size, 1)

@@ -37,7 +37,8 @@ from mlaas4hep.names import listing
 Watch = Callable[[int, int], None]
 _EXACT_INTEGER = 2**24
 _ALWAYS_EXACT = ("bool", "int8", "uint8", "int16", "uint16")
-_SAMPLED_EVENTS = 4_000
+# stretches, so that few pages of the store are touched
+_SAMPLED_STRETCHES, _SAMPLED_STRETCH = 80, 50
 
 
 @dataclass(frozen=True)
@@ -264,8 +265,9 @@ def _fill(folder: Path, job: _Job) -> None:
 
 
 def _with_samples(store: PackedStore) -> tuple[FeatureStatistics, ...]:
-    """The statistics of a store, with what a sample of its events at equal distances tells."""
-    rows = np.unique(np.linspace(0, store.facts.events - 1, _SAMPLED_EVENTS).astype(np.int64))
+    """The statistics of a store, with what a sample of its events tells: stretches of them at equal distances."""
+    starts = np.linspace(0, max(store.facts.events - _SAMPLED_STRETCH, 0), _SAMPLED_STRETCHES).astype(np.int64)
+    rows = np.unique(np.minimum(starts[:, None] + np.arange(_SAMPLED_STRETCH), store.facts.events - 1))
     flat, begin = len(store.facts.flat), store.offsets[rows]
     counts = store.counts[rows].astype(np.int64)
     found = []
