@@ -329,7 +329,7 @@ def _count(statistics: RunningStatistics, inputs: Inputs) -> None:
     statistics.multiplicity[:width] = 1
     for number, column in enumerate(inputs.jagged):
         statistics.add(width + number, column.values)
-        statistics.add_counts(width + number, np.diff(column.offsets))
+        statistics.add_counts(width + number, inputs.counts[number])
 
 
 def _refuse_inexact(columns: Mapping[str, Column], selection: Selection, source: Source) -> None:

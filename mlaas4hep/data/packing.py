@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,11 @@ class Inputs:
 
     flat: NDArray[np.float32]
     jagged: tuple[JaggedValues, ...]
+
+    @cached_property
+    def counts(self) -> tuple[NDArray[np.int64], ...]:
+        """Number of values of each event, one array of shape (n,) a jagged branch."""
+        return tuple(np.diff(column.offsets) for column in self.jagged)
 
 
 def inputs_of(
@@ -109,8 +115,8 @@ def pack(inputs: Inputs) -> Packed:
     """Interleave the features, so that each event lies in one piece."""
     events, width = inputs.flat.shape
     counts = np.empty((events, len(inputs.jagged)), dtype=np.uint32)
-    for number, column in enumerate(inputs.jagged):
-        counts[:, number] = np.diff(column.offsets)
+    for number, found in enumerate(inputs.counts):
+        counts[:, number] = found
     sizes = counts.sum(axis=1, dtype=np.int64) + width
     values = np.empty(int(sizes.sum()), dtype=np.float32)
     ends = np.cumsum(sizes) - sizes

@@ -74,16 +74,22 @@ class TreeContents:
         Each basket is fetched and decompressed once. Raises MlaasError that names the branch when its data are damaged.
         """
         readers: dict[int, BasketReader] = {}
+        fetched: dict[int, BasketReader] = {}
         for name in names:
             branch = self._leaves[name].branch
             with explained(f"The branch {name} of {self._where}", GET_AGAIN):
                 for needed in (branch, branch.count_branch):
                     if needed is not None and id(needed) not in readers:
                         readers[id(needed)] = BasketReader(needed, self.entries)
+                    # lists whose baskets hold their offsets do without the counter
+                    if needed is branch or (
+                        needed is not None and not branch.member("fEntryOffsetLen", none_if_missing=True)
+                    ):
+                        fetched[id(needed)] = readers[id(needed)]
         for start in range(0, stop, step):
             end = min(start + step, stop)
             with explained(f"{self._where} between the entries {start} and {end}", "Get the file again."):
-                self._fetch(list(readers.values()), start, end)
+                self._fetch(list(fetched.values()), start, end)
             read: dict[int, Column] = {}
             yield start, end, {name: self._values(name, readers, read, start, end) for name in names}
 
