@@ -168,23 +168,34 @@ def _gather_numpy(
     mask.reshape(-1)[cell] = False
 
 
-def _choose() -> tuple[str, Callable[..., Any], Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+Kernels = tuple[str, Callable[..., Any], Callable[..., Any], Callable[..., Any], Callable[..., Any]]
+
+
+def _compiled(njit: Callable[..., Any], cache: bool) -> Kernels:
+    # sums may be reordered; NaN and infinities keep their meaning
+    vectorised = njit(cache=cache, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+    exact = njit(cache=cache, nogil=True)
+    return (
+        "numba",
+        vectorised(_measure_loop),
+        exact(_append_lists_loop),
+        exact(_append_rows_loop),
+        exact(_gather_loop),
+    )
+
+
+def _choose() -> Kernels:
     if os.environ.get("MLAAS4HEP_KERNELS", "numba") != "numpy":
         try:
             from numba import njit
         except ImportError:
             pass
         else:
-            # sums may be reordered; NaN and infinities keep their meaning
-            vectorised = njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-            exact = njit(cache=True, nogil=True)
-            return (
-                "numba",
-                vectorised(_measure_loop),
-                exact(_append_lists_loop),
-                exact(_append_rows_loop),
-                exact(_gather_loop),
-            )
+            try:
+                return _compiled(njit, cache=True)
+            except RuntimeError:
+                # no folder can be written to, so every process compiles anew
+                return _compiled(njit, cache=False)
     return "numpy", _measure_numpy, _append_lists_numpy, _append_rows_numpy, _gather_numpy
 
 
