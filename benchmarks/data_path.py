@@ -145,7 +145,7 @@ def dense(path: Path) -> int:
     jagged = tuple(JaggedColumn(name, LONGEST + (number >= 40)) for number, name in enumerate(selection.jagged))
     features = FLAT + JAGGED
     schema = Schema(flat=selection.flat, jagged=jagged, shift=(0.0,) * features, width=(400.0,) * features)
-    gatherer, size, done = Gatherer(schema), 1024, 0
+    gatherer, size, done = Gatherer(schema), 256, 0
     values, mask = np.empty((size, schema.idim), np.float32), np.empty((size, schema.idim), np.bool_)
     with open_source(sources(path)[0]) as reader:
         for block in reader.blocks(selection.branches, reader.entries):

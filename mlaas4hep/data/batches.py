@@ -19,7 +19,7 @@ from mlaas4hep.data.schema import Schema
 from mlaas4hep.data.store import PackedStore, StoredFile
 
 # what stays in a processor's cache until the framework takes it
-_CHUNK_BYTES = 4 * 2**20
+_CHUNK_BYTES = 2 * 2**20
 _CHUNK_EVENTS = 8192
 _STRETCH_EVENTS = 2**16
 
@@ -195,7 +195,7 @@ class Batches:
 
 
 def _chunk_events(chunk_size: int, batch_size: int, idim: int, events: int) -> int:
-    """Number of events of a chunk: whole batches, bounded by 4 MiB of values."""
+    """Number of events of a chunk: whole batches, bounded by 2 MiB of values."""
     wanted = chunk_size if chunk_size > 0 else _CHUNK_EVENTS
     fitting = max(_CHUNK_BYTES // (4 * idim), 1)
     batches = max(min(wanted, fitting, events) // batch_size, 1)

@@ -13,6 +13,7 @@ import io
 import os
 import re
 import ssl
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -125,8 +126,13 @@ def load_xrootd() -> Any:
     """Load the XRootD client, with patience for a slow server but not for one that cannot be reached.
 
     TensorFlow has to be loaded after it: the other way round the client crashes while it opens a file.
-    Raises MlaasError when the client is not installed.
+    Raises MlaasError when the client is not installed, and when it is too late for it.
     """
+    if "XRootD.client" not in sys.modules and "tensorflow" in sys.modules:
+        raise MlaasError(
+            "root:// cannot be read after TensorFlow was loaded: the XRootD client would end the process.",
+            "Import XRootD.client before TensorFlow, or read the file in a process of its own.",
+        )
     for name, value in _XROOTD_PATIENCE.items():
         os.environ.setdefault(name, value)
     try:
