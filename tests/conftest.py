@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from mlaas4hep.data.remote import load_xrootd
 from provision.clouds import _computer, _network
 from provision.errors import ProvisionError
 
 pytest_plugins = ["tests.devcloud.fixtures"]
+
+# before any test loads TensorFlow: afterwards it is too late for the client
+load_xrootd()
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from mlaas4hep.data.remote import load_xrootd
 from mlaas4hep.data.sources import format_of, read_list, resolve_files
-from mlaas4hep.errors import UsageError
+from mlaas4hep.errors import MlaasError, UsageError
 
 
 @pytest.fixture
@@ -146,3 +149,10 @@ def test_a_list_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="is no text file"):
         read_list(tmp_path / "list")
+
+
+def test_the_xrootd_client_is_not_loaded_after_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "XRootD.client")
+    monkeypatch.setitem(sys.modules, "tensorflow", ModuleType("tensorflow"))
+    with pytest.raises(MlaasError, match="cannot be read after TensorFlow was loaded"):
+        load_xrootd()
