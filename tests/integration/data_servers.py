@@ -15,10 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.devcloud import packages
-from tests.devcloud.commands import DevcloudError
-
-PACKAGES = ("nginx-light", "xrootd-server")
+PROGRAMS = {"nginx": "nginx-light", "xrootd": "xrootd-server"}
 _USER = "nobody"
 _XROOTD = """xrd.port {port}
 all.adminpath {folder}/admin
@@ -51,19 +48,6 @@ http {{
   }}
 }}
 """
-
-
-def lacking() -> str:
-    """Why the servers cannot run here, or "" when they can; installs the packages where that is possible."""
-    if all(shutil.which(program, path=_programs()) for program in ("nginx", "xrootd")):
-        return ""
-    if os.geteuid() != 0:
-        return f"needs the Debian packages {' and '.join(PACKAGES)}"
-    try:
-        packages.install(PACKAGES)
-    except DevcloudError as error:
-        return f"the Debian packages {' and '.join(PACKAGES)} cannot be installed: {error}"
-    return ""
 
 
 @dataclass
