@@ -93,8 +93,8 @@ def test_the_layout_names_every_column_and_survives_json() -> None:
     schema = Schema(
         flat=(FlatColumn("a", "a"),),
         jagged=(JaggedColumn("b", 2),),
-        low=(0.0, -1.0),
-        high=(1.0, 3.0),
+        shift=(0.0, -1.0),
+        width=(1.0, 4.0),
         ignored=("event",),
     )
     assert (schema.idim, schema.names) == (3, ("a", "b[0]", "b[1]"))
