@@ -30,7 +30,16 @@ from mlaas4hep.data.schema import Branch, Selection, common_branches
 from mlaas4hep.data.sources import Source
 from mlaas4hep.data.split import positions
 from mlaas4hep.data.statistics import FeatureStatistics, RunningStatistics, sampled
-from mlaas4hep.data.store import STORE_FORMAT, Cut, PackedStore, StoredFile, StoreFacts, StoreWriter, write_facts
+from mlaas4hep.data.store import (
+    STORE_FORMAT,
+    Cut,
+    PackedStore,
+    StoredFile,
+    StoreFacts,
+    StoreWriter,
+    read_array,
+    write_facts,
+)
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.names import listing
 
@@ -261,26 +270,42 @@ def _fill(folder: Path, job: _Job) -> None:
         cut_flow=flow if job.preprocessing else (),
     )
     write_facts(folder, facts)
-    write_facts(folder, replace(facts, statistics=_with_samples(PackedStore(folder, 0.5))))
+    write_facts(folder, replace(facts, statistics=_with_samples(folder, facts)))
 
 
-def _with_samples(store: PackedStore) -> tuple[FeatureStatistics, ...]:
+def _with_samples(folder: Path, facts: StoreFacts) -> tuple[FeatureStatistics, ...]:
     """The statistics of a store, with what a sample of its events tells: stretches of them at equal distances."""
-    starts = np.linspace(0, max(store.facts.events - _SAMPLED_STRETCH, 0), _SAMPLED_STRETCHES).astype(np.int64)
-    rows = np.unique(np.minimum(starts[:, None] + np.arange(_SAMPLED_STRETCH), store.facts.events - 1))
-    flat, begin = len(store.facts.flat), store.offsets[rows]
-    counts = store.counts[rows].astype(np.int64)
-    found = []
-    for number, feature in enumerate(store.facts.statistics):
+    values, begin, counts = _sample(folder, facts)
+    flat, found = len(facts.flat), []
+    for number, feature in enumerate(facts.statistics):
         if number < flat:
-            values = store.values[begin + number]
+            chosen = values[begin + number]
         else:
             lengths = counts[:, number - flat]
             first = begin + flat + counts[:, : number - flat].sum(axis=1)
             within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-            values = store.values[np.repeat(first, lengths) + within]
-        found.append(sampled(feature, values))
+            chosen = values[np.repeat(first, lengths) + within]
+        found.append(sampled(feature, chosen))
     return tuple(found)
+
+
+def _sample(folder: Path, facts: StoreFacts) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Some events of a store: their values, where each begins in them, and their counts, shape (n, jagged).
+
+    They are read, not mapped: the pages of a mapping would count as memory of this process.
+    """
+    size, jagged = _SAMPLED_STRETCH, len(facts.jagged)
+    stretches = [(0, facts.events)]
+    if facts.events > size * _SAMPLED_STRETCHES:
+        stretches = [(int(start), size) for start in np.linspace(0, facts.events - size, _SAMPLED_STRETCHES)]
+    values, begin, counts, end = [], [], [], 0
+    for start, events in stretches:
+        offsets = read_array(folder, "offsets", start, events + 1)
+        values.append(read_array(folder, "values", int(offsets[0]), int(offsets[-1] - offsets[0])))
+        counts.append(read_array(folder, "counts", start * jagged, events * jagged).reshape(events, jagged))
+        begin.append(offsets[:-1] - offsets[0] + end)
+        end += values[-1].size
+    return np.concatenate(values), np.concatenate(begin), np.concatenate(counts).astype(np.int64)
 
 
 def _stored(file: ScannedFile, start: int, stop: int, read: int) -> StoredFile:

@@ -214,6 +214,12 @@ class PackedStore:
         return min(largest, int(most))
 
 
+def read_array(folder: Path, name: str, start: int, count: int) -> NDArray[Any]:
+    """A stretch of one array of a store, shape (count,), read instead of mapped."""
+    file, dtype = _ARRAYS[name]
+    return np.fromfile(folder / file, dtype=dtype, count=count, offset=start * np.dtype(dtype).itemsize)
+
+
 def write_facts(folder: Path, facts: StoreFacts) -> None:
     """Write store.json, when all arrays are complete: a folder without it is no store."""
     (folder / "store.json").write_text(facts.to_json(), encoding="utf-8")
