@@ -38,8 +38,9 @@ lint: setup
 	$(BIN)/yamllint --strict playbooks roles molecule requirements.yml
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline
 
+# at its end, the XRootD client looks at every object and so wakes warnings of torch, behind the summary
 test: setup machine-packages lint
-	$(BIN)/pytest
+	PYTHONWARNINGS=ignore::FutureWarning $(BIN)/pytest
 
 # versions and hashes only: no address of any index goes into a lock file
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
