@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check --quiet
-MACHINE_PACKAGES := iproute2 iptables mmdebstrap openssh-client systemd-container
+MACHINE_PACKAGES := iproute2 iptables mmdebstrap openssh-client systemd-container zstd
 # not in the lock file: its builds for CPU and for CUDA have different dependencies, and the index decides which one it offers
 TORCH := torch==2.13.0
 CODE := provision mlaas4hep tests benchmarks examples
@@ -26,7 +26,7 @@ $(VENV)/.installed: locks/dev.txt pyproject.toml
 # what `provision create --cloud local` needs; elsewhere than on Debian as root it is left to the user
 machine-packages:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  missing=$$(for p in $(MACHINE_PACKAGES); do dpkg-query -W -f '$${Package}' $$p >/dev/null 2>&1 || echo $$p; done); \
+	  missing=$$(for p in $(MACHINE_PACKAGES); do dpkg-query -W -f '$${db:Status-Status}\n' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
 	  [ -z "$$missing" ] || { echo "Installing: $$missing"; apt-get update -qq; \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; \
 	fi
