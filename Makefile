@@ -46,10 +46,10 @@ test: setup machine-packages lint
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 lock: setup
-	$(COMPILE) --extra keras --output-file locks/platform.txt
-	$(COMPILE) --extra keras-gpu --constraints locks/platform.txt --output-file locks/platform-gpu.txt
+	$(COMPILE) --extra keras --extra service --output-file locks/platform.txt
+	$(COMPILE) --extra keras-gpu --extra service --constraints locks/platform.txt --output-file locks/platform-gpu.txt
 	$(COMPILE) --extra provision --extra data --constraints locks/platform.txt --output-file locks/laptop.txt
-	$(COMPILE) --extra provision --extra keras --extra jax --group dev --constraints locks/platform.txt --output-file locks/dev.txt
+	$(COMPILE) --extra provision --extra keras --extra jax --extra service --group dev --constraints locks/platform.txt --output-file locks/dev.txt
 
 clean:
 	rm -rf $(VENV) .demo dist .mypy_cache .ruff_cache .pytest_cache .ansible

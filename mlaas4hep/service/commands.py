@@ -14,8 +14,8 @@ import typer
 from mlaas4hep.errors import MlaasError, UsageError
 
 if TYPE_CHECKING:
-    from mlaas4hep.service.executor import Executor
     from mlaas4hep.service.jobs import JobStatus
+    from mlaas4hep.service.systemd import SystemdExecutor
 
 jobs_app = typer.Typer(
     help="Jobs on a platform.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
@@ -24,7 +24,7 @@ Identifier = Annotated[str, typer.Argument(help="The job, NAME_1 for instance.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def _executor() -> Executor:
+def _executor() -> SystemdExecutor:
     from mlaas4hep.service.systemd import SystemdExecutor
 
     return SystemdExecutor()
@@ -38,7 +38,8 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Start the training of a folder as a job that goes on when the connection ends."""
-    from mlaas4hep.service.jobs import State, create_job, set_state
+    from mlaas4hep.service.executor import State
+    from mlaas4hep.service.jobs import create_job, set_state
 
     job = create_job(folder, name, move=move)
     executor = _executor()

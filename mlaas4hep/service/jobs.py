@@ -25,33 +25,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.names import did_you_mean
+from mlaas4hep.service.executor import State
 from mlaas4hep.training.workflow import check_folder
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}_[1-9][0-9]*")
-
-
-class State(StrEnum):
-    """Where a job stands."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    FINISHED = "finished"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    OUT_OF_MEMORY = "out-of-memory"
-    INTERRUPTED = "interrupted"
-
-    @property
-    def final(self) -> bool:
-        """Whether nothing more will happen."""
-        return self not in (State.QUEUED, State.RUNNING)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlaas4hep.errors import MlaasError, UsageError
-from mlaas4hep.service.jobs import Job, State, all_jobs, jobs_folder, lives, living, now, read_json, set_state
+from mlaas4hep.service.executor import State
+from mlaas4hep.service.jobs import Job, all_jobs, jobs_folder, lives, living, now, read_json, set_state
 from mlaas4hep.training.progress import both, json_lines, plain
 
 _INTERVAL = 1.0
