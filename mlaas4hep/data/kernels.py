@@ -20,6 +20,11 @@ Integers = NDArray[np.int64]
 # what `measure` sums up, in this order
 COUNT, MINIMUM, MAXIMUM, FIRST, SECOND, NAN, INFINITE = range(7)
 
+# unsigned indices spare the compiled loops the test for negative ones
+_U64 = np.uint64
+# numbers of 32 bits in a cache line
+_LINE = np.uint64(16)
+
 
 def _measure_loop(values: Floats, middle: float) -> tuple[int, float, float, float, float, int, int]:
     """Finite values: number, least, greatest, sum of (v - middle), sum of its square; number of NaN, of infinite."""
@@ -74,31 +79,44 @@ def _gather_loop(
     fill: float,
     out: Floats,
     mask: NDArray[np.bool_],
-) -> None:
+) -> np.float32:
     """Write the input vectors of some rows; see `batches.Gatherer`."""
-    flat = shift.size - room.size
-    for row in range(rows.size):
-        source = rows[row]
+    events, branches, flat = _U64(rows.size), _U64(room.size), _U64(shift.size - room.size)
+    touched = np.float32(0)
+    for row in range(events):
+        source, following = _U64(rows[row]), row + _U64(1)
+        if following < events:
+            # random rows lie far apart: all cache lines of the next one are asked for while this one is written
+            ahead = _U64(rows[following])
+            line, end = _U64(offsets[ahead]), _U64(offsets[ahead + _U64(1)])
+            while line < end:
+                touched += values[line]
+                line += _LINE
+            line = _U64(0)
+            while line < branches:
+                touched += np.float32(counts[ahead, line])
+                line += _LINE
         vector, absent = out[row], mask[row]
         vector[:] = np.float32(fill)
         absent[:] = True
-        begin = offsets[source]
+        begin = _U64(offsets[source])
         for column in range(flat):
             value = values[begin + column]
-            if np.isfinite(value):
-                vector[column] = np.float32((value - shift[column]) * factor[column])
-                absent[column] = False
+            finite = (value - value) == np.float32(0)
+            vector[column] = np.float32((value - shift[column]) * factor[column]) if finite else np.float32(fill)
+            absent[column] = not finite
         begin += flat
-        for branch in range(room.size):
-            stored = np.int64(counts[source, branch])
-            cell = place[branch]
+        for branch in range(branches):
+            stored, cell = _U64(counts[source, branch]), _U64(place[branch])
             middle, scale = shift[flat + branch], factor[flat + branch]
-            for index in range(min(stored, room[branch])):
+            for index in range(min(stored, _U64(room[branch]))):
                 value = values[begin + index]
-                if np.isfinite(value):
+                if (value - value) == np.float32(0):
                     vector[cell + index] = np.float32((value - middle) * scale)
                     absent[cell + index] = False
             begin += stored
+    # returned, or else the compiler would leave the touching out
+    return touched
 
 
 def _measure_numpy(values: Floats, middle: float) -> tuple[int, float, float, float, float, int, int]:
