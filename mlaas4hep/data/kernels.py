@@ -24,15 +24,30 @@ COUNT, MINIMUM, MAXIMUM, FIRST, SECOND, NAN, INFINITE = range(7)
 _U64 = np.uint64
 # numbers of 32 bits in a cache line
 _LINE = np.uint64(16)
+# the bits of infinity in float32
+_INFINITY = np.uint32(0x7F800000)
+# room behind the arrays of `interleave`, which copies that many values at least
+PADDING = 8
 
 
 def _measure_loop(values: Floats, middle: float) -> tuple[int, float, float, float, float, int, int]:
     """Finite values: number, least, greatest, sum of (v - middle), sum of its square; number of NaN, of infinite."""
+    # no loop has branches, so that all are vectorised; the bits of the absolute value tell whether all are finite
+    bits, largest = values.view(np.uint32), np.uint32(0)
+    for index in range(bits.size):
+        largest = max(largest, bits[index] & np.uint32(0x7FFFFFFF))
     count, nan = 0, 0
     first, second = 0.0, 0.0
     low, high = np.float32(np.inf), np.float32(-np.inf)
+    if largest < _INFINITY:
+        for index in range(values.size):
+            value = values[index]
+            shifted = float(value) - middle
+            first += shifted
+            second += shifted * shifted
+            low, high = min(low, value), max(high, value)
+        return values.size, float(low), float(high), first, second, 0, 0
     for index in range(values.size):
-        # no branches, so that the loop is vectorised
         value = values[index]
         finite = (value - value) == np.float32(0)
         shifted = np.float64(value) - middle if finite else 0.0
@@ -47,24 +62,36 @@ def _measure_loop(values: Floats, middle: float) -> tuple[int, float, float, flo
     return count, float(low), float(high), first, second, nan, values.size - count - nan
 
 
-def _append_lists_loop(values: Floats, offsets: Integers, first: int, ends: Integers, packed: Floats) -> None:
-    """Append the list of entry first + i at packed[ends[i]], and move ends[i] behind it."""
-    for entry in range(ends.size):
-        end = ends[entry]
-        for place in range(offsets[first + entry], offsets[first + entry + 1]):
-            packed[end] = values[place]
-            end += 1
-        ends[entry] = end
-
-
-def _append_rows_loop(rows: Floats, ends: Integers, packed: Floats) -> None:
-    """Append row i of a matrix at packed[ends[i]], and move ends[i] behind it."""
-    width = rows.shape[1]
-    for entry in range(ends.size):
-        end = ends[entry]
+def _interleave_loop(
+    lists: Floats,
+    offsets: Integers,
+    flat: Floats,
+    begin: int,
+    packed: Floats,
+    counts: NDArray[np.uint32],
+    sizes: Integers,
+) -> None:
+    """Write some events one after another from packed[begin] on; see `packing.pack`."""
+    width, branches, most = _U64(flat.shape[1]), _U64(offsets.shape[0]), _U64(PADDING)
+    starts, end = np.zeros(offsets.shape[0], dtype=np.uint64), _U64(begin)
+    for branch in range(1, starts.size):
+        starts[branch] = starts[branch - 1] + _U64(offsets[branch - 1, -1] - offsets[branch - 1, 0])
+    for event in range(_U64(flat.shape[0])):
+        first = end
         for column in range(width):
-            packed[end + column] = rows[entry, column]
-        ends[entry] = end + width
+            packed[end + column] = flat[event, column]
+        end += width
+        for branch in range(branches):
+            start, count = starts[branch], _U64(offsets[branch, event + _U64(1)] - offsets[branch, event])
+            # always so many, which needs no loop: whatever is too much is overwritten by what follows
+            for place in range(most):
+                packed[end + place] = lists[start + place]
+            for place in range(most, count):
+                packed[end + place] = lists[start + place]
+            starts[branch] = start + count
+            counts[event, branch] = count
+            end += count
+        sizes[event] = end - first
 
 
 def _gather_loop(
@@ -133,18 +160,28 @@ def _measure_numpy(values: Floats, middle: float) -> tuple[int, float, float, fl
     return values.size, float(values.min()), float(values.max()), first, second, nan, infinite
 
 
-def _append_lists_numpy(values: Floats, offsets: Integers, first: int, ends: Integers, packed: Floats) -> None:
-    begin = offsets[first : first + ends.size]
-    counts = offsets[first + 1 : first + ends.size + 1] - begin
-    start, stop = begin[0], begin[-1] + counts[-1]
-    packed[np.arange(start, stop) + np.repeat(ends - begin, counts)] = values[start:stop]
-    ends += counts
-
-
-def _append_rows_numpy(rows: Floats, ends: Integers, packed: Floats) -> None:
-    width = rows.shape[1]
-    packed[(ends[:, None] + np.arange(width)).ravel()] = rows.ravel()
+def _interleave_numpy(
+    lists: Floats,
+    offsets: Integers,
+    flat: Floats,
+    begin: int,
+    packed: Floats,
+    counts: NDArray[np.uint32],
+    sizes: Integers,
+) -> None:
+    width = flat.shape[1]
+    sizes[:] = width + (offsets[:, 1:] - offsets[:, :-1]).sum(axis=0)
+    ends = begin + np.cumsum(sizes) - sizes
+    packed[(ends[:, None] + np.arange(width)).ravel()] = flat.ravel()
     ends += width
+    start = 0
+    for branch, places in enumerate(offsets):
+        lengths, size = np.diff(places), int(places[-1] - places[0])
+        shift = ends - (places[:-1] - places[0])
+        packed[np.arange(size) + np.repeat(shift, lengths)] = lists[start : start + size]
+        counts[:, branch] = lengths
+        ends += lengths
+        start += size
 
 
 def _gather_numpy(
@@ -186,20 +223,14 @@ def _gather_numpy(
     mask.reshape(-1)[cell] = False
 
 
-Kernels = tuple[str, Callable[..., Any], Callable[..., Any], Callable[..., Any], Callable[..., Any]]
+Kernels = tuple[str, Callable[..., Any], Callable[..., Any], Callable[..., Any]]
 
 
 def _compiled(njit: Callable[..., Any], cache: bool) -> Kernels:
     # sums may be reordered; NaN and infinities keep their meaning
     vectorised = njit(cache=cache, nogil=True, fastmath={"reassoc", "contract", "nsz"})
     exact = njit(cache=cache, nogil=True)
-    return (
-        "numba",
-        vectorised(_measure_loop),
-        exact(_append_lists_loop),
-        exact(_append_rows_loop),
-        exact(_gather_loop),
-    )
+    return "numba", vectorised(_measure_loop), exact(_interleave_loop), exact(_gather_loop)
 
 
 def _choose() -> Kernels:
@@ -214,7 +245,7 @@ def _choose() -> Kernels:
             except RuntimeError:
                 # no folder can be written to, so every process compiles anew
                 return _compiled(njit, cache=False)
-    return "numpy", _measure_numpy, _append_lists_numpy, _append_rows_numpy, _gather_numpy
+    return "numpy", _measure_numpy, _interleave_numpy, _gather_numpy
 
 
-ENGINE, measure, append_lists, append_rows, gather = _choose()
+ENGINE, measure, interleave, gather = _choose()

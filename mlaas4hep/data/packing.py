@@ -15,8 +15,9 @@ from mlaas4hep.data.blocks import Column, JaggedValues
 from mlaas4hep.data.schema import FlatColumn
 from mlaas4hep.errors import MlaasError
 
-# events whose lists are interleaved at a time: what they fill stays in the processor's cache
-_INTERLEAVED = 1024
+# events whose lists are interleaved at a time: few enough for the cache, many enough for calls not to matter
+_INTERLEAVED = 2048
+_NOTHING = np.zeros(kernels.PADDING, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,26 @@ def _lists(columns: Mapping[str, Column], name: str) -> JaggedValues:
 
 def pack(inputs: Inputs) -> Packed:
     """Interleave the features, so that each event lies in one piece."""
-    events, width = inputs.flat.shape
-    counts = np.empty((events, len(inputs.jagged)), dtype=np.uint32)
-    for number, found in enumerate(inputs.counts):
-        counts[:, number] = found
-    sizes = counts.sum(axis=1, dtype=np.int64) + width
-    values = np.empty(int(sizes.sum()), dtype=np.float32)
-    ends = np.cumsum(sizes) - sizes
+    (events, width), jagged = inputs.flat.shape, len(inputs.jagged)
+    values = events * width + sum(int(column.offsets[-1]) for column in inputs.jagged)
+    # the kernel writes some values beyond the end
+    packed = np.empty(values + kernels.PADDING, dtype=np.float32)
+    counts = np.empty((events, jagged), dtype=np.uint32)
+    sizes = np.empty(events, dtype=np.int64)
+    end = 0
     for first in range(0, events, _INTERLEAVED):
-        piece = ends[first : first + _INTERLEAVED]
-        kernels.append_rows(inputs.flat[first : first + _INTERLEAVED], piece, values)
-        for column in inputs.jagged:
-            kernels.append_lists(column.values, column.offsets, first, piece, values)
-    return Packed(values, sizes, counts)
+        last = min(first + _INTERLEAVED, events)
+        offsets = [column.offsets[first : last + 1] for column in inputs.jagged]
+        lists = [column.values[begin[0] : begin[-1]] for column, begin in zip(inputs.jagged, offsets, strict=True)]
+        joined = np.concatenate([*lists, _NOTHING])
+        kernels.interleave(
+            joined,
+            np.array(offsets, dtype=np.int64).reshape(jagged, last - first + 1),
+            inputs.flat[first:last],
+            end,
+            packed,
+            counts[first:last],
+            sizes[first:last],
+        )
+        end += joined.size - kernels.PADDING + (last - first) * width
+    return Packed(packed[:values], sizes, counts)

@@ -1,0 +1,64 @@
+"""Packing and summing with both engines of the kernels, against plain Python."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from mlaas4hep.data import kernels
+from mlaas4hep.data.blocks import JaggedValues
+from mlaas4hep.data.packing import Inputs, pack
+
+# more events than are packed at a time, and lists longer than what is copied at once
+EVENTS, LONGEST = 5000, 40
+
+
+@pytest.fixture(params=["as installed", "numpy"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    if request.param == "numpy":
+        monkeypatch.setattr(kernels, "interleave", kernels._interleave_numpy)
+        monkeypatch.setattr(kernels, "measure", kernels._measure_numpy)
+    return kernels
+
+
+def lists(generator: np.random.Generator, counts: np.ndarray) -> JaggedValues:
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return JaggedValues(offsets, generator.normal(size=offsets[-1]).astype(np.float32))
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize(("flat", "jagged"), [(3, 4), (3, 0), (0, 2), (1, 1)])
+def test_each_event_is_packed_in_one_piece(flat: int, jagged: int) -> None:
+    generator = np.random.default_rng(1)
+    columns = [lists(generator, generator.integers(0, LONGEST, EVENTS) // (1 + 4 * n)) for n in range(jagged)]
+    inputs = Inputs(generator.normal(size=(EVENTS, flat)).astype(np.float32), tuple(columns))
+    packed = pack(inputs)
+    events = [
+        [*inputs.flat[event], *(v for column in columns for v in column.values[slice(*column.offsets[event:][:2])])]
+        for event in range(EVENTS)
+    ]
+    assert packed.values.tolist() == [value for event in events for value in event]
+    assert packed.sizes.tolist() == [len(event) for event in events]
+    assert packed.counts.shape == (EVENTS, jagged)
+    assert all(packed.counts[:, n].tolist() == np.diff(column.offsets).tolist() for n, column in enumerate(columns))
+
+
+@pytest.mark.usefixtures("engine")
+def test_no_events_are_packed() -> None:
+    packed = pack(Inputs(np.empty((0, 2), np.float32), (JaggedValues(np.zeros(1, np.int64), np.empty(0, np.float32)),)))
+    assert (packed.values.size, packed.sizes.size, packed.counts.shape) == (0, 0, (0, 1))
+
+
+@pytest.mark.parametrize("odd", [[], [math.nan], [math.inf], [-math.inf, math.nan, math.inf]])
+@pytest.mark.parametrize("size", [0, 1, 1001])
+def test_sums_are_those_of_the_finite_values(engine: ModuleType, size: int, odd: list[float]) -> None:
+    finite = np.random.default_rng(1).normal(5.0, 2.0, size).astype(np.float32)
+    values = np.random.default_rng(2).permutation(np.concatenate([finite, np.array(odd, np.float32)]))
+    shifted = [float(value) - 4.0 for value in finite]
+    expected = [size, min(finite, default=math.inf), max(finite, default=-math.inf)]
+    expected += [math.fsum(shifted), math.fsum(value**2 for value in shifted)]
+    expected += [sum(map(math.isnan, odd)), sum(map(math.isinf, odd))]
+    assert engine.measure(values, 4.0) == pytest.approx(tuple(expected), rel=1e-11)
