@@ -89,16 +89,26 @@ def sandboxed(
         words += ["--setenv", name, value]
     words += ["--proc", "/proc", "--dev", "/dev", *memory, *places, "--remount-ro", "/dev", "--remount-ro", "/"]
     words += ["--chdir", str(writes[0]) if writes else "/"]
-    closed = ["--unshare-user", "--disable-userns"]
+    # a second one, inside, closes the namespaces of users; it needs nothing of the /proc outside, which may be masked
+    closed = [
+        "bwrap",
+        "--die-with-parent",
+        "--unshare-user",
+        "--disable-userns",
+        "--dev-bind",
+        "/",
+        "/",
+        "--",
+        *command,
+    ]
     if os.geteuid() != 0:
-        return [*words, *closed, "--", *command]
+        return [*words, "--unshare-user", "--", *closed]
     if not account:
         raise MlaasError("A sandbox of root needs an account to run as.")
-    # root sets up the places, gives up all rights for good, and closes the namespaces of users from inside
+    # root sets up the places and then gives up all rights for good
     words += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
     drop = ["setpriv", f"--reuid={account}", f"--regid={account}", "--clear-groups", "--bounding-set=-all"]
-    inner = ["bwrap", "--die-with-parent", *closed, "--dev-bind", "/", "/"]
-    return [*words, "--", *drop, "--inh-caps=-all", "--", *inner, "--", *command]
+    return [*words, "--", *drop, "--inh-caps=-all", "--", *closed]
 
 
 def framework() -> list[Path]:
