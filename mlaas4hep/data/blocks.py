@@ -50,6 +50,8 @@ def cut(values: Column, start: int, stop: int) -> Column:
     if isinstance(values, FlatValues):
         return FlatValues(values.values[start:stop])
     offsets = values.offsets[start : stop + 1]
+    if offsets.size == values.offsets.size:
+        return values
     return JaggedValues(offsets - offsets[0], values.values[offsets[0] : offsets[-1]])
 
 
@@ -60,8 +62,8 @@ def joined(pieces: Sequence[Column]) -> Column:
     if isinstance(pieces[0], FlatValues):
         return FlatValues(content)
     lists = [piece.offsets for piece in pieces if isinstance(piece, JaggedValues)]
-    offsets = np.zeros(sum(len(begin) - 1 for begin in lists) + 1, dtype=np.int64)
-    place = 0
+    offsets = np.empty(sum(len(begin) - 1 for begin in lists) + 1, dtype=np.int64)
+    offsets[0] = place = 0
     for begin in lists:
         np.add(begin[1:], offsets[place], out=offsets[place + 1 : place + len(begin)])
         place += len(begin) - 1

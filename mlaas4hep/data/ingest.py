@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import mlaas4hep
 from mlaas4hep.data.blocks import Block, Column, FileFacts, FlatValues, Reader
 from mlaas4hep.data.formats import open_source
-from mlaas4hep.data.packing import Inputs, flat_values, inputs_of, pack
+from mlaas4hep.data.packing import flat_values, inputs_of, pack
 from mlaas4hep.data.preprocessing import Preprocessing
 from mlaas4hep.data.schema import Branch, Selection, common_branches
 from mlaas4hep.data.sources import Source
@@ -338,23 +338,13 @@ def _add_block(
     _refuse_inexact(columns, selection, file.source)
     inputs = inputs_of(columns, numbers.size, selection.flat, selection.jagged, selection.missing)
     packed = pack(inputs)
-    _count(statistics, inputs)
+    statistics.add(inputs, packed.counts)
     if selection.label:
         optional["labels"] = _numbers(columns, selection.label, "label", file.source)
     if selection.weight:
         optional["weights"] = _numbers(columns, selection.weight, "weight", file.source)
     writer.add(packed, positions=numbers, **optional)
     return numbers.size, passed
-
-
-def _count(statistics: RunningStatistics, inputs: Inputs) -> None:
-    width = inputs.flat.shape[1]
-    for number in range(width):
-        statistics.add(number, np.ascontiguousarray(inputs.flat[:, number]))
-    statistics.multiplicity[:width] = 1
-    for number, column in enumerate(inputs.jagged):
-        statistics.add(width + number, column.values)
-        statistics.add_counts(width + number, inputs.counts[number])
 
 
 def _refuse_inexact(columns: Mapping[str, Column], selection: Selection, source: Source) -> None:

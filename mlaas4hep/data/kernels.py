@@ -40,12 +40,13 @@ def _measure_loop(values: Floats, middle: float) -> tuple[int, float, float, flo
     first, second = 0.0, 0.0
     low, high = np.float32(np.inf), np.float32(-np.inf)
     if largest < _INFINITY:
+        # two loops, as LLVM vectorises them better than one
         for index in range(values.size):
-            value = values[index]
-            shifted = float(value) - middle
+            shifted = float(values[index]) - middle
             first += shifted
             second += shifted * shifted
-            low, high = min(low, value), max(high, value)
+        for index in range(values.size):
+            low, high = min(low, values[index]), max(high, values[index])
         return values.size, float(low), float(high), first, second, 0, 0
     for index in range(values.size):
         value = values[index]
@@ -92,6 +93,27 @@ def _interleave_loop(
             counts[event, branch] = count
             end += count
         sizes[event] = end - first
+
+
+def _tally_loop(counts: NDArray[np.uint32], found: Integers) -> None:
+    """Add the number of events with each number of values to `found`, one column a branch; its last row is open."""
+    last = np.uint32(found.shape[0] - 1)
+    for event in range(_U64(counts.shape[0])):
+        for branch in range(_U64(counts.shape[1])):
+            found[min(counts[event, branch], last), branch] += 1
+
+
+def _elements_loop(begin: Integers, size: int, found: Integers) -> bool:
+    """Divide rising offsets by `size` into `found`; False where they fall or do not divide."""
+    inverse, wrong, before = 1.0 / size, False, np.int64(0)
+    for index in range(begin.size):
+        # division by multiplying, which is exact for what divides
+        place = begin[index]
+        element = np.int64(np.float64(place) * inverse + 0.5)
+        wrong |= (place < before) | (element * size != place)
+        before = place
+        found[index] = element
+    return not wrong
 
 
 def _gather_loop(
@@ -184,6 +206,17 @@ def _interleave_numpy(
         start += size
 
 
+def _tally_numpy(counts: NDArray[np.uint32], found: Integers) -> None:
+    size = found.shape[0]
+    for branch in range(counts.shape[1]):
+        found[:, branch] += np.bincount(np.minimum(counts[:, branch], size - 1), minlength=size)
+
+
+def _elements_numpy(begin: Integers, size: int, found: Integers) -> bool:
+    np.floor_divide(begin, size, out=found)
+    return bool((begin[1:] >= begin[:-1]).all() and (found * size == begin).all() and begin[0] >= 0)
+
+
 def _gather_numpy(
     values: Floats,
     offsets: Integers,
@@ -223,14 +256,15 @@ def _gather_numpy(
     mask.reshape(-1)[cell] = False
 
 
-Kernels = tuple[str, Callable[..., Any], Callable[..., Any], Callable[..., Any]]
+Kernels = tuple[Any, ...]
 
 
 def _compiled(njit: Callable[..., Any], cache: bool) -> Kernels:
     # sums may be reordered; NaN and infinities keep their meaning
     vectorised = njit(cache=cache, nogil=True, fastmath={"reassoc", "contract", "nsz"})
     exact = njit(cache=cache, nogil=True)
-    return "numba", vectorised(_measure_loop), exact(_interleave_loop), exact(_gather_loop)
+    loops = _tally_loop, _elements_loop, _interleave_loop, _gather_loop
+    return "numba", vectorised(_measure_loop), *map(exact, loops)
 
 
 def _choose() -> Kernels:
@@ -245,7 +279,7 @@ def _choose() -> Kernels:
             except RuntimeError:
                 # no folder can be written to, so every process compiles anew
                 return _compiled(njit, cache=False)
-    return "numpy", _measure_numpy, _interleave_numpy, _gather_numpy
+    return "numpy", _measure_numpy, _tally_numpy, _elements_numpy, _interleave_numpy, _gather_numpy
 
 
-ENGINE, measure, interleave, gather = _choose()
+ENGINE, measure, tally, elements, interleave, gather = _choose()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,11 +52,6 @@ class Inputs:
 
     flat: NDArray[np.float32]
     jagged: tuple[JaggedValues, ...]
-
-    @cached_property
-    def counts(self) -> tuple[NDArray[np.int64], ...]:
-        """Number of values of each event, one array of shape (n,) a jagged branch."""
-        return tuple(np.diff(column.offsets) for column in self.jagged)
 
 
 def inputs_of(

@@ -20,9 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from mlaas4hep.data.packing import inputs_of
+from mlaas4hep.data.packing import inputs_of, pack
 from mlaas4hep.data.schema import JaggedColumn, Schema, Selection, select
 from mlaas4hep.data.sources import Source
 from mlaas4hep.data.statistics import FeatureStatistics, RunningStatistics
@@ -195,18 +193,13 @@ def _measured(
     """Add the entries of a file to statistics; gives the number of entries of each block."""
     from mlaas4hep.data.formats import open_source
 
-    width = len(selection.flat)
     with open_source(file.source) as reader:
         for block in reader.blocks(selection.branches, share):
             events = block.stop - block.start
             inputs = inputs_of(block.columns, events, selection.flat, selection.jagged, selection.missing)
+            counts = pack(inputs).counts
             for running in statistics:
-                for number in range(width):
-                    running.add(number, np.ascontiguousarray(inputs.flat[:, number]))
-                running.multiplicity[:width] = 1
-                for number, column in enumerate(inputs.jagged, start=width):
-                    running.add(number, column.values)
-                    running.add_counts(number, np.diff(column.offsets).astype(np.uint32))
+                running.add(inputs, counts)
             yield events
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlaas4hep.data import kernels
+from mlaas4hep.data.packing import Inputs
 
 MULTIPLICITY_QUANTILES = (0.5, 0.9, 0.99, 0.999)
 VALUE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -77,12 +78,22 @@ class RunningStatistics:
         self.nan = np.zeros(features, dtype=np.int64)
         self.infinite = np.zeros(features, dtype=np.int64)
         self.multiplicity = np.zeros(features, dtype=np.int64)
-        self._events = np.zeros((features, _COUNTED), dtype=np.int64)
+        self._events = np.zeros((_COUNTED, features), dtype=np.int64)
         self._mean = np.zeros(features)
         self._spread = np.zeros(features)
 
-    def add(self, feature: int, values: NDArray[np.float32]) -> None:
-        """Take in values of one feature, shape (n,), as they are stored."""
+    def add(self, inputs: Inputs, counts: NDArray[np.uint32]) -> None:
+        """Take in some events: their inputs, and how many values they have of each jagged branch, shape (n, jagged)."""
+        width = inputs.flat.shape[1]
+        for number in range(width):
+            self._add(number, np.ascontiguousarray(inputs.flat[:, number]))
+        for number, column in enumerate(inputs.jagged, start=width):
+            self._add(number, column.values)
+        self.multiplicity[:width] = 1
+        self.multiplicity[width:] = np.maximum(self.multiplicity[width:], counts.max(axis=0, initial=0))
+        kernels.tally(counts, self._events[:, width:])
+
+    def _add(self, feature: int, values: NDArray[np.float32]) -> None:
         if not self.count[feature]:
             # sums around a value of the data keep their precision where the mean is far from zero
             self._mean[feature] = values[np.isfinite(values).argmax()] if values.size else 0.0
@@ -101,15 +112,6 @@ class RunningStatistics:
         self.count[feature] = before + new
         self.minimum[feature] = min(self.minimum[feature], sums[kernels.MINIMUM])
         self.maximum[feature] = max(self.maximum[feature], sums[kernels.MAXIMUM])
-
-    def add_counts(self, feature: int, counts: NDArray[np.int64]) -> None:
-        """Take in the number of values of each event, shape (n,)."""
-        if not counts.size:
-            return
-        most = int(counts.max())
-        self.multiplicity[feature] = max(int(self.multiplicity[feature]), most)
-        found = np.bincount(counts if most < _COUNTED else np.minimum(counts, _COUNTED - 1))
-        self._events[feature, : found.size] += found
 
     def results(self, names: tuple[str, ...]) -> tuple[FeatureStatistics, ...]:
         """The statistics so far, one a feature."""
@@ -136,7 +138,7 @@ class RunningStatistics:
         )
 
     def _multiplicity_quantiles(self, feature: int) -> tuple[int, ...]:
-        reached = np.cumsum(self._events[feature])
+        reached = np.cumsum(self._events[:, feature])
         if not reached[-1]:
             return ()
         places = [int(np.searchsorted(reached, quantile * reached[-1])) for quantile in MULTIPLICITY_QUANTILES]

@@ -21,6 +21,7 @@ import numpy as np
 import uproot
 from numpy.typing import NDArray
 
+from mlaas4hep.data import kernels
 from mlaas4hep.data.blocks import Column, FlatValues, JaggedValues, cut, joined
 from mlaas4hep.data.compression import decompressed
 from mlaas4hep.data.damage import GET_AGAIN, DamageError, explained, reason
@@ -249,7 +250,8 @@ def read_basket(raw: memoryview) -> Basket:
         return Basket(entries, keylen, data, None)
     if (objlen - border) % 4 or objlen - border < 8:
         raise DamageError("the offsets of a basket's lists are incomplete")
-    offsets = data[border:].view(">i4")[1:] - np.int32(keylen)
+    offsets = data[border:].view(">i4")[1:].astype(np.int64)
+    offsets -= keylen
     offsets[-1] = border
     return Basket(entries, keylen, data[:border], offsets)
 
@@ -257,7 +259,7 @@ def read_basket(raw: memoryview) -> Basket:
 def _byte_offsets(
     basket: Basket, entries: int, first: int, itemsize: int, counts: Callable[..., Any] | None
 ) -> NDArray[np.int64]:
-    """Where each entry begins in the basket's data, shape (entries + 1,)."""
+    """Where each entry begins in the basket's data, shape (entries + 1,); from first to last, in any order between."""
     if basket.byte_offsets is not None:
         offsets = np.asarray(basket.byte_offsets, dtype=np.int64)
     elif counts is not None:
@@ -265,7 +267,7 @@ def _byte_offsets(
         np.cumsum(counts(first, first + entries) * itemsize, out=offsets[1:])
     else:
         raise DamageError("its lists have no lengths")
-    if offsets.size != entries + 1 or offsets[0] or offsets[-1] != len(basket.data) or (np.diff(offsets) < 0).any():
+    if offsets.size != entries + 1 or offsets[0] or offsets[-1] != len(basket.data):
         raise DamageError("the lengths of its lists contradict the data")
     return offsets
 
@@ -280,8 +282,8 @@ def _jagged(branch: Any, basket: Basket, interpretation: Any, begin: NDArray[np.
     if by_member:
         header = _MEMBERWISE_HEADER
     if not header:
-        offsets = begin // itemsize
-        if (offsets * itemsize != begin).any():
+        offsets = np.empty_like(begin)
+        if not kernels.elements(begin, itemsize, offsets):
             raise DamageError("the lengths of its lists contradict the data")
         return JaggedValues(offsets, _flat(branch, basket, content, data, int(offsets[-1])))
     sizes = np.diff(begin) - header

@@ -19,8 +19,8 @@ EVENTS, LONGEST = 5000, 40
 @pytest.fixture(params=["as installed", "numpy"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     if request.param == "numpy":
-        monkeypatch.setattr(kernels, "interleave", kernels._interleave_numpy)
-        monkeypatch.setattr(kernels, "measure", kernels._measure_numpy)
+        for name in ("measure", "tally", "elements", "interleave"):
+            monkeypatch.setattr(kernels, name, getattr(kernels, f"_{name}_numpy"))
     return kernels
 
 
@@ -62,3 +62,23 @@ def test_sums_are_those_of_the_finite_values(engine: ModuleType, size: int, odd:
     expected += [math.fsum(shifted), math.fsum(value**2 for value in shifted)]
     expected += [sum(map(math.isnan, odd)), sum(map(math.isinf, odd))]
     assert engine.measure(values, 4.0) == pytest.approx(tuple(expected), rel=1e-11)
+
+
+def test_events_are_tallied_by_their_number_of_values(engine: ModuleType) -> None:
+    found = np.zeros((4, 2), dtype=np.int64)
+    engine.tally(np.array([[0, 3], [2, 9], [2, 2**32 - 1]], np.uint32), found)
+    engine.tally(np.array([[1, 1]], np.uint32), found)
+    assert found.T.tolist() == [[1, 1, 2, 0], [0, 1, 0, 3]]
+
+
+@pytest.mark.parametrize("size", [1, 4, 12, 49])
+def test_offsets_of_bytes_become_offsets_of_elements(engine: ModuleType, size: int) -> None:
+    expected = np.array([0, 0, 3, 4, 4, 5 * 10**6, (2**31 - 1) // size], np.int64)
+    found = np.empty_like(expected)
+    assert engine.elements(expected * size, size, found)
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("begin", [[0, 8, 4, 12], [0, -4, 12], [0, 6, 12], [0, 2**40, 12], [-4, 0, 12]])
+def test_offsets_that_fall_or_do_not_divide_are_told(engine: ModuleType, begin: list[int]) -> None:
+    assert not engine.elements(np.array(begin, np.int64), 4, np.empty(len(begin), np.int64))
