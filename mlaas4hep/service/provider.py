@@ -93,7 +93,8 @@ class Provider:
         """The signing keys, fetched anew when `kid` is not among them. Raises UnreachableError without any."""
         age = self._clock() - self._fetched
         unknown = self._keys is None or (kid is not None and all(key.kid != kid for key in self._keys))
-        if (unknown or age > _KEYS_FRESH) and (fetch := self._start_fetch()) and (unknown or age > _KEYS_KEPT):
+        needed = unknown or age > _KEYS_KEPT
+        if (needed or age > _KEYS_FRESH) and (fetch := self._start_fetch()) and needed:
             await asyncio.shield(fetch)
         if self._keys is None or self._clock() - self._fetched > _KEYS_KEPT:
             raise UnreachableError("The issuer's keys cannot be fetched.")

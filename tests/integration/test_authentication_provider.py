@@ -1,0 +1,226 @@
+"""Issuers that misbehave: what a well-behaved provider never shows comes from a small TLS server here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from joserfc.jwk import RSAKey
+
+from mlaas4hep.service import provider as provider_module
+from mlaas4hep.service.authentication import authenticator
+from mlaas4hep.service.identity import AuthenticationError
+from mlaas4hep.service.provider import IssuerSettings, Provider, UnreachableError
+from tests.oidc.fixtures import ask, trusting
+from tests.oidc.provider import OidcProvider, make_certificate
+
+_KEY = RSAKey.generate_key(2048, {"use": "sig", "alg": "RS256"}, auto_kid=True)
+_DISCOVERY = "/.well-known/openid-configuration"
+
+
+@dataclass
+class Issuer:
+    """What the server answers: a status, headers and a body of each path."""
+
+    url: str
+    ca_file: Path
+    answers: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    gate: threading.Event = field(default_factory=threading.Event)
+
+    def publish(self, *keys: dict[str, Any], **metadata: Any) -> None:
+        """A discovery document and these keys."""
+        document = {"issuer": self.url, "jwks_uri": f"{self.url}/jwks", **metadata}
+        self.answers = {_DISCOVERY: _json(document), "/jwks": _json({"keys": list(keys)})}
+
+    def token(self, key: RSAKey = _KEY, **changes: Any) -> str:
+        return OidcProvider(self.url, self.ca_file, key, self.ca_file.parent).token(**changes)
+
+    def provider(self, clock: list[float] | None = None, **more: Any) -> Provider:
+        settings = IssuerSettings.model_validate({"url": self.url, "audiences": ["a"], "ca_file": self.ca_file, **more})
+        return Provider(settings, (lambda: clock[0]) if clock else (lambda: 0.0))
+
+
+def _json(data: object) -> tuple[int, dict[str, str], bytes]:
+    return 200, {"Content-Type": "application/json"}, json.dumps(data).encode()
+
+
+@pytest.fixture
+def issuer(tmp_path: Path) -> Iterator[Issuer]:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    make_certificate(certificate, key)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            made.asked.append(self.path)
+            made.gate.wait(60)
+            status, headers, body = made.answers.get(self.path, (404, {}, b""))
+            with suppress(ConnectionError, ssl.SSLError):  # of who has read enough
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            pass
+
+    server = Server(("127.0.0.1", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    made = Issuer(f"https://127.0.0.1:{server.server_port}", certificate)
+    made.gate.set()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.gate.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def good(issuer: Issuer) -> Issuer:
+    issuer.publish(_KEY.as_dict(private=False))
+    return issuer
+
+
+def _keys(provider: Provider, kid: str | None = None) -> list[str | None]:
+    return [key.kid for key in asyncio.run(provider.keys(kid))]
+
+
+def test_well_behaved_issuer_is_accepted(good: Issuer, tmp_path: Path) -> None:
+    assert ask(authenticator(trusting(good.url, good.ca_file, tmp_path)), good.token()).subject == "alice"
+    assert good.asked == [_DISCOVERY, "/jwks"]
+
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "discovery of another issuer": {_DISCOVERY: _json({"issuer": "https://other.test", "jwks_uri": "{url}/jwks"})},
+    "discovery without jwks_uri": {_DISCOVERY: _json({"issuer": "{url}"})},
+    "jwks_uri without TLS": {_DISCOVERY: _json({"issuer": "{url}", "jwks_uri": "http://127.0.0.1/jwks"})},
+    "jwks_uri of a file": {_DISCOVERY: _json({"issuer": "{url}", "jwks_uri": "file:///etc/passwd"})},
+    "discovery that is no object": {_DISCOVERY: _json([1])},
+    "discovery that is no JSON": {_DISCOVERY: (200, {}, b"<html>")},
+    "deeply nested discovery": {_DISCOVERY: (200, {}, b"[" * 200_000)},
+    "server error": {"/jwks": (500, {}, b"")},
+    "not found": {"/jwks": (404, {}, b"")},
+    "redirect": {"/jwks": (302, {"Location": "/keys"}, b""), "/keys": _json({"keys": [_KEY.as_dict(private=False)]})},
+    "huge keys": {"/jwks": (200, {}, b'{"keys": [], "filling": "' + b"x" * 2**20 + b'"}')},
+    "compressed keys": {"/jwks": (200, {"Content-Encoding": "gzip"}, b"\x1f\x8b")},
+    "keys that are no list": {"/jwks": _json({"keys": {"kid": 1}})},
+    "keys that are no objects": {"/jwks": _json({"keys": [1, "a", None]})},
+    "no keys": {"/jwks": _json({"keys": []})},
+    "only a symmetric key": {"/jwks": _json({"keys": [{"kty": "oct", "k": "c2VjcmV0" * 8, "kid": _KEY.kid}]})},
+    "only a key for encryption": {"/jwks": _json({"keys": [{**_KEY.as_dict(private=False), "use": "enc"}]})},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_issuer_that_misbehaves_is_not_believed(fault: str, good: Issuer, tmp_path: Path) -> None:
+    for path, (status, headers, body) in FAULTS[fault].items():
+        good.answers[path] = status, headers, body.replace(b"{url}", good.url.encode())
+    service = authenticator(trusting(good.url, good.ca_file, tmp_path))
+    for _ in range(2):
+        with pytest.raises(AuthenticationError):
+            ask(service, good.token())
+
+
+def test_issuer_that_does_not_answer_in_time(good: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provider_module, "_TIMEOUT", 0.2)
+    good.gate.clear()
+    with pytest.raises(AuthenticationError):
+        ask(authenticator(trusting(good.url, good.ca_file, tmp_path)), good.token())
+
+
+@pytest.mark.filterwarnings("ignore:Key size should be")
+def test_bad_keys_do_not_spoil_the_good_one(issuer: Issuer, tmp_path: Path) -> None:
+    short = RSAKey.generate_key(1024, {"use": "sig"}, auto_kid=True)
+    broken = {"kty": "RSA", "n": "!", "e": "AQAB", "kid": "broken"}
+    future = {"kty": "AKP", "alg": "ML-DSA-44", "pub": "AAAA", "kid": "post-quantum"}
+    issuer.publish(broken, future, {"kty": "EC"}, short.as_dict(private=False), _KEY.as_dict(private=False))
+    service = authenticator(trusting(issuer.url, issuer.ca_file, tmp_path))
+    assert ask(service, issuer.token()).subject == "alice"
+    with pytest.raises(AuthenticationError):
+        ask(service, issuer.token(short))
+
+
+def test_many_tokens_of_unknown_keys_at_once_are_one_fetch(good: Issuer, tmp_path: Path) -> None:
+    service = authenticator(trusting(good.url, good.ca_file, tmp_path, {"key_refresh": 300}))
+    stranger = RSAKey.generate_key(2048, auto_kid=True)
+
+    async def storm() -> list[Any]:
+        tokens = [good.token(), *(good.token(stranger, sub=f"user{n}") for n in range(50))]
+        return await asyncio.gather(*(service.authenticate(f"Bearer {t}") for t in tokens), return_exceptions=True)
+
+    results = asyncio.run(storm())
+    assert results[0].subject == "alice"
+    assert all(isinstance(result, AuthenticationError) for result in results[1:])
+    assert good.asked == [_DISCOVERY, "/jwks"]
+
+
+def test_unknown_keys_are_looked_for_no_more_often_than_allowed(good: Issuer) -> None:
+    clock = [100.0]
+    provider = good.provider(clock, key_refresh=10)
+    assert _keys(provider, "unknown") == [_KEY.kid]
+    for moment, fetches in ((105, 1), (109.9, 1), (110, 2), (115, 2), (121, 3)):
+        clock[0] = moment
+        _keys(provider, "unknown")
+        assert len(good.asked) == 2 * fetches
+
+
+def test_request_that_is_given_up_does_not_end_the_fetch_of_others(good: Issuer) -> None:
+    provider = good.provider()
+    good.gate.clear()
+
+    async def two() -> int:
+        first, second = (asyncio.create_task(provider.keys(None)) for _ in range(2))
+        while not good.asked:
+            await asyncio.sleep(0.001)
+        first.cancel()
+        good.gate.set()
+        return len(list(await second))
+
+    assert asyncio.run(two()) == 1
+
+
+def test_withdrawn_key_is_forgotten_beside_the_requests(good: Issuer) -> None:
+    clock = [100.0]
+    provider = good.provider(clock)
+    _keys(provider)
+    new = RSAKey.generate_key(2048, auto_kid=True)
+    good.publish(new.as_dict(private=False))
+    clock[0] += 301
+
+    async def later() -> str | None:
+        assert [key.kid for key in await provider.keys(_KEY.kid)] == [_KEY.kid]  # nobody waits for the fetch
+        while (kid := (await provider.keys(None)).keys[0].kid) == _KEY.kid:
+            await asyncio.sleep(0.001)
+        return kid
+
+    assert asyncio.run(later()) == new.kid
+
+
+def test_keys_outlive_a_provider_by_an_hour_only(good: Issuer) -> None:
+    clock = [100.0]
+    provider = good.provider(clock)
+    _keys(provider)
+    good.answers.clear()
+    clock[0] += 3599
+    assert _keys(provider, _KEY.kid) == [_KEY.kid]
+    clock[0] += 20
+    with pytest.raises(UnreachableError):
+        _keys(provider, _KEY.kid)
