@@ -1,0 +1,296 @@
+"""Hands jobs to the executor, each attempt once, and records what becomes of them.
+
+=========  ==============================================================================================
+waiting    it waits for its turn, or the present attempt was interrupted and the next one is due
+handing    the number of the attempt is recorded; the executor may know of it or not, so it is told (again)
+handed     the executor has it
+ended      nothing more happens
+=========  ==============================================================================================
+
+A kill at any point leaves a job in one of these phases, and each is taken up from there: what an executor is told
+twice it does once, and a model that was published before the kill is recognised by its manifest.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, select, update
+
+from mlaas4hep.errors import MlaasError
+from mlaas4hep.service import metrics
+from mlaas4hep.service.archive import open_plain
+from mlaas4hep.service.database import Database, JobRow, UserRow
+from mlaas4hep.service.executor import Executor, Outcome, State
+from mlaas4hep.service.jobs import now
+from mlaas4hep.service.submissions import ENDED, HANDED, HANDING, WAITING, Submissions
+from mlaas4hep.service.workspaces import size_of
+from mlaas4hep.training.bundle import MANIFEST
+
+if TYPE_CHECKING:
+    from mlaas4hep.service.settings import JobSettings
+    from mlaas4hep.serving.repository import Repository
+
+_LOG = logging.getLogger(__name__)
+_LOOKS = 8
+_REASON_CHARACTERS = 4000
+Need = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A user's oldest waiting job: its id, whose it is, and its cpus, bytes of memory and GPUs."""
+
+    id: int
+    user: str
+    need: Need
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    running: Mapping[str, int],
+    used: Mapping[str, Need],
+    most: Mapping[str, Need],
+    free: Need,
+) -> Candidate | None:
+    """Whose job is next: the user with the fewest running jobs, and among those the oldest job.
+
+    What a job needs that does not fit yet is set aside for it, so that smaller jobs cannot keep it waiting for ever.
+
+    Args:
+        candidates: each waiting user's oldest job.
+        running: how many jobs each user has running.
+        used: what each user's running jobs may use.
+        most: what each user may use.
+        free: what is left for everybody.
+    """
+    for candidate in sorted(candidates, key=lambda job: (running.get(job.user, 0), job.id)):
+        own = used.get(candidate.user, (0, 0, 0))
+        if not _fits(candidate.need, _minus(most[candidate.user], own)):
+            continue
+        if _fits(candidate.need, free):
+            return candidate
+        free = _minus(free, candidate.need)
+    return None
+
+
+def _fits(need: Need, room: Need) -> bool:
+    return all(wanted <= there for wanted, there in zip(need, room, strict=True))
+
+
+def _minus(left: Need, right: Need) -> Need:
+    return left[0] - right[0], left[1] - right[1], left[2] - right[2]
+
+
+def _plus(left: Need, right: Need) -> Need:
+    return left[0] + right[0], left[1] + right[1], left[2] + right[2]
+
+
+class Dispatcher:
+    """Looks after the jobs; of several processes that have one, one at a time does.
+
+    Args:
+        database: the truth.
+        submissions: makes tasks of rows.
+        executor: runs them.
+        repository: takes finished models.
+        settings: what all jobs together may use.
+        lock: file that the one which dispatches holds locked.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        submissions: Submissions,
+        executor: Executor,
+        repository: Repository,
+        settings: JobSettings,
+        lock: Path,
+    ) -> None:
+        self._database = database
+        self._submissions = submissions
+        self.executor = executor
+        self._repository = repository
+        self._settings = settings
+        self._lock = lock
+        self._wake = threading.Event()
+        self._stop = False
+        self._thread: threading.Thread | None = None
+        self._pool = ThreadPoolExecutor(_LOOKS, thread_name_prefix="dispatcher-look")
+
+    def start(self) -> None:
+        """Dispatch in a thread, as soon as no other process does."""
+        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the present step; jobs run on."""
+        self._stop = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._pool.shutdown()
+
+    def wake(self) -> None:
+        """There is something to do."""
+        self._wake.set()
+
+    def _run(self) -> None:
+        with self._lock.open("a") as stream:
+            while not self._stop:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    self._pause()
+                    continue
+                with suppress(OSError):
+                    self._submissions.sweep()
+                while not self._stop:
+                    try:
+                        self.step()
+                    except Exception:
+                        # the database may be away for a while; the jobs wait for it
+                        _LOG.exception("a step of the dispatcher failed")
+                    self._pause()
+
+    def _pause(self) -> None:
+        self._wake.wait(self._settings.interval)
+        self._wake.clear()
+
+    def step(self) -> None:
+        """Take every job as far as it goes now."""
+        self._end_cancelled()
+        list(self._pool.map(self._guarded, self._in_phase(HANDING, HANDED)))
+        while (row := self._take_next()) is not None:
+            self._guarded(row)
+
+    def _in_phase(self, *phases: str) -> Sequence[JobRow]:
+        with self._database.read() as session:
+            return session.scalars(select(JobRow).where(JobRow.phase.in_(phases)).order_by(JobRow.id)).all()
+
+    def _guarded(self, row: JobRow) -> None:
+        """What fails with one job does not keep the others waiting; it is tried again in the next step."""
+        try:
+            if row.phase == HANDING:
+                self._hand(row)
+            else:
+                self._look(row)
+        except Exception:
+            _LOG.exception("the job %s is left for the next step", row.key)
+
+    def _end_cancelled(self) -> None:
+        with self._database.read() as session:
+            query = select(JobRow).where(JobRow.phase == WAITING, JobRow.cancelled)
+            rows = session.scalars(query).all()
+        for row in rows:
+            self._end(row, Outcome(State.CANCELLED, ended=now()))
+
+    def _take_next(self) -> JobRow | None:
+        """Record that the next waiting job is being handed over."""
+        with self._database.read() as session:
+            oldest = select(func.min(JobRow.id)).where(JobRow.phase == WAITING, ~JobRow.cancelled)
+            waiting = session.scalars(select(JobRow).where(JobRow.id.in_(oldest.group_by(JobRow.user_key)))).all()
+            if not waiting:
+                return None
+            running = session.execute(
+                select(
+                    JobRow.user_key,
+                    func.count(),
+                    func.sum(JobRow.cpus),
+                    func.sum(JobRow.memory),
+                    func.sum(JobRow.gpus),
+                )
+                .where(JobRow.phase.in_((HANDING, HANDED)))
+                .group_by(JobRow.user_key)
+            ).all()
+            users = session.scalars(select(UserRow).where(UserRow.key.in_([row.user_key for row in waiting]))).all()
+        counts = {user: int(count) for user, count, *_ in running}
+        used: dict[str, Need] = {row[0]: (int(row[2]), int(row[3]), int(row[4])) for row in running}
+        free: Need = (self._settings.cpus, self._settings.memory, self._settings.gpus)
+        for need in used.values():
+            free = _minus(free, need)
+        most: dict[str, Need] = {
+            user.key: (int(user.quota["cpus"]), int(user.quota["memory"]), int(user.quota["gpus"])) for user in users
+        }
+        candidates = [Candidate(row.id, row.user_key, (row.cpus, row.memory, row.gpus)) for row in waiting]
+        chosen = choose(candidates, counts, used, most, free)
+        if chosen is None:
+            return None
+        row = next(row for row in waiting if row.id == chosen.id)
+        self._record(row, phase=HANDING, attempt=row.attempt + 1)
+        return row
+
+    def _hand(self, row: JobRow) -> None:
+        try:
+            self.executor.submit(self._submissions.task(row))
+        except MlaasError as error:
+            self._end(row, Outcome(State.FAILED, str(error), ended=now()))
+            return
+        self._record(row, phase=HANDED)
+
+    def _look(self, row: JobRow) -> None:
+        task = self._submissions.task(row)
+        outcome = self.executor.status(task)
+        if row.cancelled and not outcome.state.final:
+            self.executor.cancel(task)
+            outcome = self.executor.status(task)
+        if not outcome.state.final:
+            if (outcome.state.value, outcome.started) != (row.state, row.started):
+                self._record(row, state=outcome.state.value, started=outcome.started)
+        elif outcome.state is State.INTERRUPTED and row.cancelled:
+            self._end(row, Outcome(State.CANCELLED, "", outcome.started, outcome.ended))
+        elif outcome.state is State.INTERRUPTED and row.attempt < self._settings.attempts:
+            reason = f"Attempt {row.attempt} was interrupted; the next one goes on from there."
+            self._record(row, phase=WAITING, state=State.QUEUED.value, reason=reason)
+        else:
+            self._end(row, outcome)
+
+    def _end(self, row: JobRow, outcome: Outcome) -> None:
+        reason = outcome.reason
+        version = 0
+        if outcome.state is State.FINISHED:
+            try:
+                version = self._publish(row)
+            except MlaasError as error:
+                reason = f"The model was not published: {error}"
+        self._record(
+            row,
+            phase=ENDED,
+            state=outcome.state.value,
+            reason=reason[-_REASON_CHARACTERS:],
+            started=outcome.started or row.started,
+            ended=outcome.ended or now(),
+            bytes=size_of(self._submissions.folder(row)),
+            version=version,
+        )
+        metrics.ended(outcome.state)
+
+    def _publish(self, row: JobRow) -> int:
+        """Publish the job's model, unless that was done before a kill."""
+        bundle = self._submissions.folder(row) / "model"
+        try:
+            with open_plain(bundle / MANIFEST) as stream:
+                manifest = stream.read()
+        except OSError as error:
+            raise MlaasError("It has no model folder.") from error
+        facts = self._repository.facts(row.user_key, row.model)
+        if facts is not None:
+            for version in facts.versions:
+                with suppress(OSError):
+                    if (self._repository.path(facts, version) / MANIFEST).read_bytes() == manifest:
+                        return version
+        return self._repository.publish(row.user_key, row.model, bundle)
+
+    def _record(self, row: JobRow, **facts: Any) -> None:
+        with self._database.write() as session:
+            session.execute(update(JobRow).where(JobRow.id == row.id).values(**facts))
+        for name, value in facts.items():
+            setattr(row, name, value)
