@@ -54,18 +54,19 @@ class Predictor:
 
     Args:
         bundle: the trained model.
+        model: the same, where it is loaded already.
 
     Raises MlaasError when the model cannot be loaded.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, model: Model | None = None) -> None:
         self.bundle = bundle
         self.cuts: tuple[str, ...] = ()
         self._preprocessing: Preprocessing | None = bundle.preprocessing()
         if self._preprocessing:
             self.cuts = self._preprocessing.cuts
         self._gatherer = Gatherer(bundle.schema)
-        self._model = _load(bundle)
+        self._model = model or _load(bundle)
 
     @property
     def branches(self) -> tuple[InputBranch, ...]:
@@ -126,9 +127,14 @@ def predict_events(bundle: Bundle, events: Sequence[Mapping[str, Any]]) -> list[
     """
     block = events_block(bundle.schema, events)
     found = Predictor(bundle).predict(block, "the events")
-    answers = iter(_answers(bundle, found.values))
+    return answers(bundle, found)
+
+
+def answers(bundle: Bundle, found: Predictions) -> list[dict[str, Any]]:
+    """Predictions as `predict_events` gives them, one an event."""
+    told = iter(_answers(bundle, found.values))
     empty: dict[str, Any] = {"probabilities": None, "label": None} if bundle.classes else {"prediction": None}
-    return [next(answers) if kept else empty | {"cut": True} for kept in found.kept]
+    return [next(told) if kept else empty | {"cut": True} for kept in found.kept]
 
 
 def _answers(bundle: Bundle, values: NDArray[np.float64]) -> list[dict[str, Any]]:

@@ -1,0 +1,70 @@
+"""The inference server as an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from mlaas4hep.errors import MlaasError
+from mlaas4hep.service.identity import AuthenticationError, Authenticator, NotPermittedError
+from mlaas4hep.serving import v2
+from mlaas4hep.serving.answers import Answer, failed, ok, response
+from mlaas4hep.serving.event_files import EventFiles
+from mlaas4hep.serving.predictions import Predictions
+from mlaas4hep.serving.settings import ServingSettings
+
+_FAILURES = (AuthenticationError, NotPermittedError, MlaasError, Exception)
+
+
+class Serving:
+    """The application; `predictions` are its models, for the short way of `protocol`."""
+
+    def __init__(self, folder: Path, settings: ServingSettings, authenticator: Authenticator) -> None:
+        self.predictions = Predictions(folder, settings, authenticator)
+        self._files = EventFiles(settings)
+        self._routed = Starlette(
+            routes=[*v2.routes()],
+            lifespan=self._lifespan,
+            exception_handlers=dict.fromkeys(_FAILURES, _explained) | {HTTPException: _refused},
+        )
+        self._routed.state.predictions = self.predictions
+        self._routed.state.event_files = self._files
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        await self._routed(scope, receive, send)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            self._files.close()
+            self.predictions.close()
+
+
+def create_app(folder: Path, settings: ServingSettings, authenticator: Authenticator) -> Serving:
+    """The inference server.
+
+    Args:
+        folder: the model repository.
+        settings: bounds.
+        authenticator: finds out who asks.
+    """
+    return Serving(folder, settings, authenticator)
+
+
+def _explained(request: Request, error: Exception) -> Response:
+    return response(failed(error))
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
+    return response(Answer(status, ok({"error": detail}).body))

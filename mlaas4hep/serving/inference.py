@@ -1,0 +1,132 @@
+"""From the tensors of a request to those of its answer: prepared inputs as they are, raw events by the model's schema.
+
+Prepared inputs are the tensors of the network itself: `values` (and `mask`) of a bundle, whatever an uploaded network
+has. Raw events are one tensor a branch:
+
+==============  ========================================================================================
+flat            `branch`, shape [n]
+fixed array     `branch`, shape [n, length...]
+struct          `branch.member`, shape [n]
+jagged          `branch`, the values of all events one after another, and `branch:offsets`, shape [n + 1]:
+                event i has the values from offsets[i] to offsets[i + 1]
+==============  ========================================================================================
+
+The answer to raw events has a row an event; NaN in the rows of those that the model's cuts remove, and then a tensor
+`kept` tells which ones were not removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlaas4hep.data.blocks import Block
+from mlaas4hep.errors import UsageError
+from mlaas4hep.names import did_you_mean, listing
+from mlaas4hep.serving.events import block_of_tensors, tensor_names
+from mlaas4hep.serving.runtime import LoadedModel, TensorSpec
+from mlaas4hep.serving.tensors import DATATYPES, converted
+from mlaas4hep.training.onnx_model import PREDICTIONS
+
+Tensors = Mapping[str, NDArray[Any]]
+KEPT = "kept"
+
+
+def output_names(model: LoadedModel, raw: bool) -> list[str]:
+    """The outputs that a request can have."""
+    names = list(model.outputs)
+    return [*names, KEPT] if raw and model.predictor is not None and model.predictor.cuts else names
+
+
+def is_raw(model: LoadedModel, tensors: Tensors) -> bool:
+    """Whether the tensors are raw events rather than the network's own inputs."""
+    return model.bundle is not None and not any(name in model.inputs for name in tensors)
+
+
+def planned(model: LoadedModel, tensors: Tensors, most: int) -> tuple[int, Callable[[], dict[str, NDArray[Any]]]]:
+    """The number of rows, and what computes all outputs.
+
+    Args:
+        model: which.
+        tensors: the inputs, prepared or raw.
+        most: rows that a request may have.
+
+    Raises UsageError for names that the model does not have (with near misses), and for wrong shapes.
+    """
+    if is_raw(model, tensors):
+        return planned_events(model, block_of_tensors(_schema(model), tensors), most)
+    for name in tensors:
+        if name not in model.inputs:
+            raise UsageError(
+                f"The model has no input {name[:100]}.",
+                did_you_mean(name, [*model.inputs, *_raw_names(model)], "inputs"),
+            )
+    if lacking := [name for name in model.inputs if name not in tensors]:
+        raise UsageError(f"The input {listing(lacking)} is not there.", "Send every input of the model.")
+    feed = {name: _fitting(tensors[name], model.inputs[name]) for name in model.inputs}
+    counts = {array.shape[0] for array in feed.values() if array.ndim}
+    if model.batched and len(counts) != 1:
+        raise UsageError("The inputs have different numbers of rows.")
+    rows = max(counts, default=1)
+    _refuse_many(rows, most)
+
+    def run() -> dict[str, NDArray[Any]]:
+        return dict(zip(model.outputs, model.run(feed, rows), strict=True))
+
+    return rows, run
+
+
+def planned_events(model: LoadedModel, block: Block, most: int) -> tuple[int, Callable[[], dict[str, NDArray[Any]]]]:
+    """The same for raw events."""
+    predictor = model.predictor
+    if predictor is None:
+        raise UsageError(
+            "Raw events of this model go through a Python file of its author, which the inference server does not run.",
+            "Send prepared values, or predict with a job.",
+        )
+    rows = block.stop - block.start
+    _refuse_many(rows, most)
+
+    def run() -> dict[str, NDArray[Any]]:
+        found = predictor.predict(block, "the events")
+        if not predictor.cuts:
+            return {PREDICTIONS: found.values.astype(np.float32)}
+        values = np.full((rows, found.values.shape[1]), np.nan, dtype=np.float32)
+        values[found.kept] = found.values
+        return {PREDICTIONS: values, KEPT: found.kept}
+
+    return rows, run
+
+
+def _fitting(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    same = len(array.shape) == len(spec.shape) and all(
+        wanted in (-1, size) for size, wanted in zip(array.shape, spec.shape, strict=True)
+    )
+    if not same:
+        raise UsageError(
+            f"The input {spec.name} has the shape {list(array.shape)}, but the model takes {list(spec.shape)}."
+        )
+    return converted(array, spec.dtype, spec.name)
+
+
+def _refuse_many(rows: int, most: int) -> None:
+    if rows > most:
+        raise UsageError(f"There are {rows} events, more than the {most} of one request.", "Send them in parts.")
+
+
+def _raw_names(model: LoadedModel) -> list[str]:
+    return tensor_names(model.bundle.schema) if model.bundle is not None else []
+
+
+def _schema(model: LoadedModel) -> Any:
+    if model.bundle is None:
+        raise UsageError("The model takes no raw events.")
+    return model.bundle.schema
+
+
+def datatype(dtype: np.dtype[Any]) -> str:
+    """The protocol's name of a type."""
+    return DATATYPES[dtype]
