@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +14,9 @@ import typer
 from mlaas4hep.errors import MlaasError, UsageError
 
 if TYPE_CHECKING:
-    from mlaas4hep.service.jobs import JobStatus
-    from mlaas4hep.service.systemd import SystemdExecutor
+    from mlaas4hep.service.executor import Task
+    from mlaas4hep.service.jobs import Job, JobStatus
+    from mlaas4hep.service.local import LocalExecutor
 
 jobs_app = typer.Typer(
     help="Jobs on a platform.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
@@ -24,10 +25,31 @@ Identifier = Annotated[str, typer.Argument(help="The job, NAME_1 for instance.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def _executor() -> SystemdExecutor:
-    from mlaas4hep.service.systemd import SystemdExecutor
+_FOLLOW_INTERVAL = 0.3
+# where data are on a platform; what is there can be read by its one user's jobs
+_DATA = ("/cvmfs", "/data", "/eos", "/media", "/mnt", "/srv")
 
-    return SystemdExecutor()
+
+def _executor() -> LocalExecutor:
+    from mlaas4hep.service.local import LocalExecutor, LocalSettings, places
+
+    return LocalExecutor(LocalSettings(limits="where possible"), places())
+
+
+def _task(job: Job) -> Task:
+    """The one attempt to run a job, with all that the computer has: it is its one user's."""
+    from mlaas4hep.service.executor import Task
+    from mlaas4hep.service.local import whole_computer
+
+    reads = tuple(path for path in map(Path, _DATA) if path.is_dir())
+    key = job.identifier.replace("_", "-")
+    return Task(key, job.folder, resources=whole_computer(job.folder), reads=reads, network=True)
+
+
+def _status(job: Job) -> JobStatus:
+    from mlaas4hep.service.jobs import status_of
+
+    return status_of(job, _executor().status(_task(job)))
 
 
 @jobs_app.command()
@@ -38,17 +60,18 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Start the training of a folder as a job that goes on when the connection ends."""
-    from mlaas4hep.service.executor import State
-    from mlaas4hep.service.jobs import create_job, set_state
+    from mlaas4hep.service.attempts import record_result
+    from mlaas4hep.service.executor import Outcome, State
+    from mlaas4hep.service.jobs import create_job
 
-    job = create_job(folder, name, move=move)
     executor = _executor()
+    job = create_job(folder, name, move=move)
     try:
-        executor.submit(job)
+        executor.submit(_task(job))
     except MlaasError as error:
-        set_state(job, State.FAILED, reason=str(error))
+        record_result(_task(job), Outcome(State.FAILED, str(error)))
         raise
-    _show(executor.status(job), as_json)
+    _show(_status(job), as_json)
 
 
 @jobs_app.command("list")
@@ -56,8 +79,7 @@ def list_jobs(as_json: AsJson = False) -> None:
     """List the jobs in the order of their submission."""
     from mlaas4hep.service.jobs import all_jobs
 
-    executor = _executor()
-    statuses = [executor.status(job) for job in all_jobs()]
+    statuses = [_status(job) for job in all_jobs()]
     if as_json:
         print(json.dumps([status.as_dict() for status in statuses], indent=1))
         return
@@ -70,7 +92,7 @@ def status(identifier: Identifier, as_json: AsJson = False) -> None:
     """Show where a job stands."""
     from mlaas4hep.service.jobs import find_job
 
-    _show(_executor().status(find_job(identifier)), as_json)
+    _show(_status(find_job(identifier)), as_json)
 
 
 @jobs_app.command()
@@ -81,9 +103,16 @@ def logs(
     """Print what a job has printed."""
     from mlaas4hep.service.jobs import find_job
 
-    for piece in _executor().logs(find_job(identifier), follow):
-        sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
+    job, executor, shown = find_job(identifier), _executor(), 0
+    while True:
+        over = not follow or executor.status(_task(job)).state.final
+        for piece in executor.logs(_task(job), shown):
+            shown += len(piece)
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+        if over:
+            return
+        time.sleep(_FOLLOW_INTERVAL)
 
 
 @jobs_app.command()
@@ -91,7 +120,10 @@ def cancel(identifier: Identifier) -> None:
     """Stop a job, whether it waits or runs."""
     from mlaas4hep.service.jobs import find_job
 
-    _executor().cancel(find_job(identifier))
+    job = find_job(identifier)
+    if (state := _status(job).state).final:
+        raise MlaasError(f"The job {identifier} is already {state}.")
+    _executor().cancel(_task(job))
     print(f"cancelled {identifier}")
 
 
@@ -105,7 +137,7 @@ def fetch_model(
 
     job = find_job(identifier)
     if not (job.model / "bundle.json").is_file():
-        state = _executor().status(job).state
+        state = _status(job).state
         raise MlaasError(f"The job {identifier} has no model: it is {state}.")
     if path:
         print(job.model)
@@ -116,24 +148,6 @@ def fetch_model(
         )
     with tarfile.open(fileobj=sys.stdout.buffer, mode="w|gz") as archive:
         archive.add(job.model, arcname=identifier)
-
-
-@jobs_app.command(hidden=True)
-def run(identifier: Identifier) -> None:
-    """Train a job in this process; the job's unit does this."""
-    from mlaas4hep.service.jobs import find_job
-    from mlaas4hep.service.runner import run_job
-
-    run_job(find_job(identifier))
-
-
-@jobs_app.command(hidden=True)
-def ended(identifier: Identifier) -> None:
-    """Record how a job's process ended; the job's unit does this."""
-    from mlaas4hep.service.jobs import find_job, record_end
-
-    result, code, exit_status = (os.environ.get(name, "") for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"))
-    record_end(find_job(identifier), result, code, exit_status)
 
 
 def _show(status: JobStatus, as_json: bool) -> None:

@@ -1,28 +1,28 @@
-"""Jobs on disk: a folder each under MLAAS4HEP_HOME/jobs, which is all that is known of a job.
+"""Jobs on disk: a folder each, which is all that is known of a job's run.
 
-==============  ==========================================================================
-input/          the workflow folder, as it was submitted
-job.json        identifier, name, time of submission; written once
-state.json      written by the job itself: waiting, running, finished or failed, and why
+==============  ==============================================================================
+input/          the workflow folder, as it was submitted; the job reads it
+work/           what the job may write to while it runs: its store, checkpoints, the model
+job.json        identifier, name, time of submission; written once, by `mlaas4hep job submit`
+task.json       the present attempt, written by the executor
+state.json      where the attempt stands while it lives, written by its supervisor
+result.json     how it ended, written by its supervisor, once
 progress.jsonl  what the training tells, one JSON object a line
 log             standard output and error of the job
 model/          the bundle, when it is finished
-result.json     how the job's process ended, in the words of the executor
-cancelled       exists once the job was cancelled
-lock            held by the job's process while it lives
-==============  ==========================================================================
+cancelled       exists once somebody wants the attempt to stop
+lock            held by the supervisor while it lives
+==============  ==============================================================================
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,8 +30,7 @@ from typing import Any
 
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.names import did_you_mean
-from mlaas4hep.service.executor import State
-from mlaas4hep.training.workflow import check_folder
+from mlaas4hep.service.executor import Outcome, State
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}_[1-9][0-9]*")
@@ -116,6 +115,8 @@ def create_job(folder: Path, name: str = "", *, move: bool = False) -> Job:
             f"{name!r} is no name for a job.",
             "Use letters, digits, - and _ (--name), beginning with a letter or digit.",
         )
+    from mlaas4hep.training.workflow import check_folder
+
     check_folder(folder)
     base = jobs_folder()
     try:
@@ -185,9 +186,9 @@ def find_job(identifier: str) -> Job:
     return jobs[identifier]
 
 
-def all_jobs() -> list[Job]:
-    """Every job, in the order of submission."""
-    base = jobs_folder()
+def all_jobs(base: Path | None = None) -> list[Job]:
+    """Every job of a folder, by default of `jobs_folder()`, in the order of submission."""
+    base = base or jobs_folder()
     found = [
         Job(path.name, str(facts["name"]), str(facts["submitted"]), path)
         for path in (base.iterdir() if base.is_dir() else ())
@@ -206,32 +207,26 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Replace a file by a JSON object at once; a link in its place is replaced, not followed."""
+    """Replace a file by a JSON object, for good and at once; a link in its place is replaced, not followed."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             json.dump(data, stream)
-        Path(name).chmod(0o640)
+            stream.flush()
+            os.fchmod(descriptor, 0o640)
+            give(descriptor, path.parent)
+            os.fsync(descriptor)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
 
 
-def set_state(job: Job, state: str, **facts: Any) -> None:
-    """Record where the job stands, keeping what was recorded before."""
-    write_json(job.folder / "state.json", read_json(job.folder / "state.json") | {"state": state} | facts)
-
-
-def mark_cancelled(job: Job) -> None:
-    """Record that the job was cancelled."""
-    write_json(job.folder / "cancelled", {"time": now()})
-
-
-def record_end(job: Job, service_result: str, exit_code: str, exit_status: str) -> None:
-    """Record how the job's process ended (`$SERVICE_RESULT`, `$EXIT_CODE`, `$EXIT_STATUS` of systemd)."""
-    facts = {"service_result": service_result, "exit_code": exit_code, "exit_status": exit_status, "ended": now()}
-    write_json(job.folder / "result.json", facts)
+def give(descriptor: int, folder: Path) -> None:
+    """Give what root makes to the owner of the folder that it is in."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def now() -> str:
@@ -239,50 +234,18 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def status_of(job: Job, alive: bool) -> JobStatus:
-    """Where a job stands, from its files and from whether the executor still has it.
-
-    Args:
-        job: which.
-        alive: whether the executor runs it, or will.
-    """
-    told, result = read_json(job.folder / "state.json"), read_json(job.folder / "result.json")
-    state, reason = _judge(job, told, result, alive)
+def status_of(job: Job, outcome: Outcome) -> JobStatus:
+    """What can be said about a job, with what its executor says."""
     return JobStatus(
         identifier=job.identifier,
         name=job.name,
-        state=state,
-        reason=reason,
+        state=outcome.state,
+        reason=outcome.reason,
         submitted=job.submitted,
-        started=str(told.get("started", "")),
-        ended=str(told.get("ended") or result.get("ended", "")) if state.final else "",
+        started=outcome.started,
+        ended=outcome.ended,
         progress=_last_progress(job),
     )
-
-
-def _judge(job: Job, told: dict[str, Any], result: dict[str, Any], alive: bool) -> tuple[State, str]:
-    if told.get("state") == State.FINISHED:
-        return State.FINISHED, ""
-    if (job.folder / "cancelled").exists() and not alive:
-        return State.CANCELLED, ""
-    if told.get("state") == State.FAILED:
-        return State.FAILED, str(told.get("reason", ""))
-    if not result and alive:
-        return (State.RUNNING if told.get("state") == State.RUNNING else State.QUEUED), ""
-    return _ended(result)
-
-
-def _ended(result: dict[str, Any]) -> tuple[State, str]:
-    """What became of a job that could not say so itself."""
-    cause, code, status = (str(result.get(name, "")) for name in ("service_result", "exit_code", "exit_status"))
-    if cause == "oom-kill":
-        return State.OUT_OF_MEMORY, "It needed more memory than it may use."
-    if cause == "timeout":
-        return State.FAILED, "It ran longer than it may."
-    if cause in ("", "success") or code in ("killed", "dumped"):
-        signal = f" (signal {status})" if code in ("killed", "dumped") else ""
-        return State.INTERRUPTED, f"It was stopped before its end{signal}. Submit it again."
-    return State.FAILED, f"It ended with the exit status {status or 'unknown'}; see its log."
 
 
 def _last_progress(job: Job) -> dict[str, Any] | None:
@@ -298,23 +261,3 @@ def _last_progress(job: Job) -> dict[str, Any] | None:
             if line.endswith(b"\n") and isinstance(data := json.loads(line), dict):
                 return data
     return None
-
-
-@contextmanager
-def living(job: Job) -> Iterator[None]:
-    """Hold the job's lock: others see by it that the job's process lives."""
-    with (job.folder / "lock").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def lives(job: Job) -> bool:
-    """Whether some process holds the job's lock."""
-    try:
-        with (job.folder / "lock").open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

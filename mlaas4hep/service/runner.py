@@ -1,99 +1,50 @@
-"""What a job's unit executes: wait for a free place, train, and record what became of it.
+"""The training of a job, inside its sandbox: `python -m mlaas4hep.service.runner INPUT MODEL PROGRESS OUTCOME`.
 
-Jobs run in the order of their submission, at most MLAAS4HEP_JOBS (1) at once. A waiting job looks once a second, under
-a lock that all share, whether a place is free and no earlier job waits; a job that dies gives its place back, because
-the system releases its lock.
+PROGRESS and OUTCOME are the numbers of open files: one JSON object a line while it runs, and why it failed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import traceback
+from pathlib import Path
 
-from mlaas4hep.errors import MlaasError, UsageError
-from mlaas4hep.service.executor import State
-from mlaas4hep.service.jobs import Job, all_jobs, jobs_folder, lives, living, now, read_json, set_state
-from mlaas4hep.training.progress import both, json_lines, plain
+from mlaas4hep.errors import MlaasError
 
-_INTERVAL = 1.0
+_LINES = 3
 
 
-@dataclass(frozen=True)
-class Rival:
-    """A living job as the queue sees it."""
-
-    identifier: str
-    running: bool
-
-
-def places() -> int:
-    """How many jobs may run at once: MLAAS4HEP_JOBS, by default 1."""
-    text = os.environ.get("MLAAS4HEP_JOBS", "1")
-    if not text.isdigit() or int(text) < 1:
-        raise UsageError(f"MLAAS4HEP_JOBS is {text!r}.", "Set it to a positive number.")
-    return int(text)
-
-
-def may_start(identifier: str, living_jobs: Sequence[Rival], limit: int) -> bool:
-    """Whether it is this job's turn.
-
-    Args:
-        identifier: the waiting job.
-        living_jobs: all living jobs, in the order of submission.
-        limit: how many may run at once.
-    """
-    running = sum(job.running for job in living_jobs)
-    waiting = [job.identifier for job in living_jobs if not job.running]
-    return running < limit and waiting[:1] == [identifier]
+def main(folder: str, model: str, progress: str, outcome: str) -> int:
+    """Train; returns the exit status, 1 when it failed for a reason that is told."""
+    try:
+        _train(Path(folder), Path(model), int(progress))
+    except MlaasError as error:
+        print(f"mlaas4hep: {error}", file=sys.stderr)
+        _tell(int(outcome), str(error))
+    except Exception:
+        text = traceback.format_exc()
+        print(text, file=sys.stderr)
+        _tell(int(outcome), "\n".join(text.strip().splitlines()[-_LINES:]))
+    else:
+        return 0
+    return 1
 
 
-def run_job(job: Job) -> None:
-    """Wait for the job's turn and train; the outcome is recorded in state.json.
-
-    Raises MlaasError when the training fails, after recording why.
-    """
-    if read_json(job.folder / "state.json").get("state") in (State.FINISHED, State.FAILED):
-        raise UsageError(f"The job {job.identifier} has ended already.", "Submit its folder again.")
-    with living(job):
-        set_state(job, State.QUEUED)
-        _wait(job)
-        try:
-            _train(job)
-        except MlaasError as error:
-            set_state(job, State.FAILED, reason=str(error), ended=now())
-            raise
-        except Exception as error:
-            set_state(job, State.FAILED, reason=f"{type(error).__name__}: {error}; see its log.", ended=now())
-            raise
-        set_state(job, State.FINISHED, ended=now())
-
-
-def _wait(job: Job) -> None:
-    limit, told = places(), False
-    while True:
-        with (jobs_folder() / ".queue").open("a") as queue:
-            fcntl.flock(queue, fcntl.LOCK_EX)
-            if may_start(job.identifier, _living_jobs(job), limit):
-                set_state(job, State.RUNNING, started=now())
-                return
-        if not told:
-            print("waiting for earlier jobs to end", file=sys.stderr, flush=True)
-            told = True
-        time.sleep(_INTERVAL)
-
-
-def _living_jobs(me: Job) -> list[Rival]:
-    found = [job for job in all_jobs() if job.identifier == me.identifier or lives(job)]
-    return [Rival(job.identifier, read_json(job.folder / "state.json").get("state") == State.RUNNING) for job in found]
-
-
-def _train(job: Job) -> None:
+def _train(folder: Path, model: Path, progress: int) -> None:
     from mlaas4hep.training.experiment import train
+    from mlaas4hep.training.progress import both, json_lines, plain
     from mlaas4hep.training.workflow import load_folder
 
-    with (job.folder / "progress.jsonl").open("a", encoding="utf-8") as stream:
-        train(load_folder(job.input), job.model, both(plain(sys.stderr), json_lines(stream)))
+    with os.fdopen(progress, "a", encoding="utf-8") as stream:
+        # an attempt that was interrupted may have written the model already
+        train(load_folder(folder), model, both(plain(sys.stderr), json_lines(stream)), overwrite=model.exists())
+
+
+def _tell(outcome: int, reason: str) -> None:
+    with os.fdopen(outcome, "w", encoding="utf-8", errors="replace") as stream:
+        stream.write(reason)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -22,6 +22,7 @@ from mlaas4hep.errors import MlaasError
 
 TEMPORARY_BYTES = 512 * 2**20
 _NOBODY = 65534
+_PROGRAMS = "/usr/sbin:/usr/bin:/sbin:/bin"
 _OLDEST = (0, 8)
 _INSTALL = "Install bubblewrap 0.8 or newer (Debian 12, Ubuntu 24.04: apt-get install bubblewrap)."
 # what libraries look for in /etc; nothing of it is secret
@@ -84,7 +85,19 @@ def sandboxed(
     apart = [] if network else ["--unshare-net"]
     variables = {"PATH": _path(), "LANG": "C.UTF-8", "TMPDIR": "/tmp"} | dict(environment or {})  # noqa: S108
     namespaces = ["--die-with-parent", "--new-session", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
-    words = ["bwrap", *namespaces, "--unshare-cgroup-try", *apart, "--hostname", "mlaas4hep", "--clearenv"]
+    # what bubblewrap is started with can be read inside, from /proc/1/environ
+    words = [
+        "env",
+        "-i",
+        f"PATH={_PROGRAMS}",
+        "bwrap",
+        *namespaces,
+        "--unshare-cgroup-try",
+        *apart,
+        "--hostname",
+        "mlaas4hep",
+        "--clearenv",
+    ]
     for name, value in variables.items():
         words += ["--setenv", name, value]
     words += ["--proc", "/proc", "--dev", "/dev", *memory, *places, "--remount-ro", "/dev", "--remount-ro", "/"]
@@ -136,7 +149,7 @@ def shortage() -> str:
 
 @cache
 def _require_bubblewrap() -> None:
-    if not shutil.which("bwrap"):
+    if not shutil.which("bwrap", path=_PROGRAMS):
         raise MlaasError("The program bwrap is not there.", _INSTALL)
     told = subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=False).stdout
     version = tuple(int(number) for number in re.findall(r"\d+", told))

@@ -1,36 +1,42 @@
-"""Jobs: taken over once, run in turn, and honest about how they ended."""
+"""Jobs of a platform: taken over once, run in turn, and honest about how they ended."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import shutil
 import tarfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from mlaas4hep.errors import MlaasError, UsageError
-from mlaas4hep.service.jobs import (
-    Job,
-    State,
-    all_jobs,
-    create_job,
-    find_job,
-    lives,
-    living,
-    mark_cancelled,
-    record_end,
-    set_state,
-    status_of,
-    write_json,
-)
-from mlaas4hep.service.runner import Rival, may_start, run_job
-from mlaas4hep.service.systemd import SystemdExecutor
+from mlaas4hep.service.attempts import held, hold, record_result
+from mlaas4hep.service.commands import _task, fetch_model
+from mlaas4hep.service.executor import Outcome, State
+from mlaas4hep.service.jobs import Job, all_jobs, create_job, find_job, status_of, write_json
+from mlaas4hep.service.local import LocalExecutor, LocalSettings
+from mlaas4hep.service.supervisor import Rival, may_start
+from tests.debian import lacking
 
-# Keras hands its weights to NumPy in the way of NumPy 1 when it saves them
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+DEADLINE = 300.0
+
+
+@pytest.fixture
+def sandbox() -> None:
+    """What a job needs to run."""
+    if reason := lacking({"bwrap": "bubblewrap"}):
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+
+
+@pytest.fixture
+def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Jobs are supervised by processes, also where systemd runs."""
+    monkeypatch.setattr(LocalExecutor, "_by_systemd", lambda self: False)
+    return tmp_path / "home"
 
 
 def test_jobs_are_numbered_by_name_and_listed_in_order(workflow_folder: Path) -> None:
@@ -70,49 +76,11 @@ def test_an_incomplete_folder_leaves_no_job(workflow_folder: Path) -> None:
     assert all_jobs() == []
 
 
-@pytest.mark.parametrize(
-    ("told", "result", "alive", "state"),
-    [
-        (None, None, True, State.QUEUED),
-        ("queued", None, True, State.QUEUED),
-        ("running", None, True, State.RUNNING),
-        ("finished", None, True, State.FINISHED),
-        ("finished", ("success", "exited", "0"), False, State.FINISHED),
-        ("failed", ("exit-code", "exited", "1"), False, State.FAILED),
-        ("running", ("oom-kill", "killed", "KILL"), False, State.OUT_OF_MEMORY),
-        ("running", ("success", "killed", "TERM"), False, State.INTERRUPTED),
-        ("running", ("signal", "killed", "SEGV"), False, State.INTERRUPTED),
-        ("running", ("exit-code", "exited", "203"), False, State.FAILED),
-        ("running", ("timeout", "killed", "TERM"), False, State.FAILED),
-        ("running", None, False, State.INTERRUPTED),
-        (None, None, False, State.INTERRUPTED),
-    ],
-)
-def test_the_state_follows_from_what_is_on_disk(
-    workflow_folder: Path, told: str | None, result: tuple[str, str, str] | None, alive: bool, state: State
-) -> None:
-    job = create_job(workflow_folder)
-    if told:
-        set_state(job, told, reason="because" if told == "failed" else "")
-    if result:
-        record_end(job, *result)
-    assert status_of(job, alive).state == state
-
-
-def test_a_cancelled_job_is_cancelled_once_it_has_stopped(workflow_folder: Path) -> None:
-    job = create_job(workflow_folder)
-    set_state(job, State.RUNNING)
-    mark_cancelled(job)
-    assert status_of(job, alive=True).state == State.RUNNING
-    record_end(job, "success", "killed", "TERM")
-    assert status_of(job, alive=False).state == State.CANCELLED
-
-
 def test_records_replace_a_link_and_do_not_follow_it(workflow_folder: Path, tmp_path: Path) -> None:
     job, precious = create_job(workflow_folder), tmp_path / "precious"
     precious.write_text("kept")
     (job.folder / "result.json").symlink_to(precious)
-    record_end(job, "success", "exited", "0")
+    record_result(_task(job), Outcome(State.FINISHED))
     assert precious.read_text() == "kept"
 
 
@@ -124,82 +92,121 @@ def test_the_first_waiting_job_starts_when_a_place_is_free() -> None:
     assert may_start("b_1", [first, second], 1)
 
 
-def test_a_job_lives_while_its_process_holds_the_lock(workflow_folder: Path) -> None:
-    job = create_job(workflow_folder)
-    assert not lives(job)
-    with living(job):
-        assert lives(job)
-    assert not lives(job)
+def test_a_lock_is_seen_without_being_taken(tmp_path: Path) -> None:
+    assert not held(tmp_path)
+    lock = hold(tmp_path)
+    assert lock is not None
+    assert held(tmp_path)
+    assert hold(tmp_path) is None
+    os.close(lock)
+    assert not held(tmp_path)
 
 
-def test_a_job_runs_and_its_model_comes_as_an_archive(command, workflow_folder: Path, monkeypatch) -> None:
-    job = create_job(workflow_folder)
-    run_job(job)
-    status = status_of(job, alive=False)
-    assert (status.state, status.progress["event"]) == (State.FINISHED, "finished")
-    assert command("job", "model", job.identifier, "--path").out.strip() == str(job.model)
+def _ended(command, identifier: str) -> dict:
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        shown = json.loads(command("job", "status", identifier, "--json").out)
+        if shown["state"] not in ("queued", "running"):
+            return shown
+        time.sleep(0.2)
+    raise AssertionError(f"{identifier} does not end: {shown}")
+
+
+def test_a_job_trains_in_its_sandbox_and_its_model_comes_as_an_archive(
+    command, workflow_folder: Path, processes: Path, sandbox: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = json.loads(command("job", "submit", workflow_folder, "--json").out)
+    assert submitted["state"] in ("queued", "running")
+    ended = _ended(command, "workflow_1")
+    log = command("job", "logs", "workflow_1").out
+    assert (ended["state"], ended["reason"]) == ("finished", ""), log
+    assert ended["progress"]["event"] == "finished"
+    assert "test auc" in log
+    job = find_job("workflow_1")
+    assert command("job", "model", "workflow_1", "--path").out.strip() == str(job.model)
+    assert not (job.folder / "work").exists()
     stream = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(stream, write_through=True))
-    from mlaas4hep.service.commands import fetch_model
-
-    fetch_model(job.identifier)
+    fetch_model("workflow_1")
     with tarfile.open(fileobj=io.BytesIO(stream.getvalue()), mode="r:gz") as archive:
-        assert f"{job.identifier}/model.keras" in archive.getnames()
-    with pytest.raises(UsageError, match="has ended already"):
-        run_job(job)
+        assert "workflow_1/model.keras" in archive.getnames()
+    monkeypatch.undo()
+    LocalExecutor(LocalSettings(supervisor="process")).submit(_task(job))
+    assert not held(job.folder), "a job that has ended is not run again"
 
 
-def test_a_job_that_fails_says_why(workflow_folder: Path) -> None:
+def test_a_job_that_fails_says_why(command, workflow_folder: Path, processes: Path, sandbox: None) -> None:
     (workflow_folder / "model.py").write_text("import nothing_like_this\n")
-    job = create_job(workflow_folder)
-    with pytest.raises(MlaasError):
-        run_job(job)
-    status = status_of(job, alive=False)
-    assert status.state == State.FAILED
-    assert "model.py, line 1: ModuleNotFoundError" in status.reason
+    command("job", "submit", workflow_folder)
+    ended = _ended(command, "workflow_1")
+    assert ended["state"] == "failed"
+    assert "model.py, line 1: ModuleNotFoundError" in ended["reason"]
+
+
+def test_jobs_wait_for_those_before_them_and_can_be_cancelled(
+    command, workflow_folder: Path, processes: Path, sandbox: None
+) -> None:
+    (workflow_folder / "model.py").write_text("import time\nwhile True: time.sleep(1)\n")
+    for _ in range(3):
+        command("job", "submit", workflow_folder)
+    _wait_until(lambda: _states(command) == ["running", "queued", "queued"])
+    assert command("job", "cancel", "workflow_2").out == "cancelled workflow_2\n"
+    assert _states(command) == ["running", "cancelled", "queued"]
+    command("job", "cancel", "workflow_1")
+    _wait_until(lambda: _states(command) == ["cancelled", "cancelled", "running"])
+    command("job", "cancel", "workflow_3")
+    assert _states(command) == ["cancelled"] * 3
+    assert command("job", "cancel", "workflow_3").err == "mlaas4hep: The job workflow_3 is already cancelled.\n"
+
+
+def _states(command) -> list[str]:
+    return [shown["state"] for shown in json.loads(command("job", "list", "--json").out)]
+
+
+def _wait_until(condition) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_log_is_followed_to_the_end_of_its_job(
+    command, workflow_folder: Path, processes: Path, sandbox: None
+) -> None:
+    (workflow_folder / "model.py").write_text("import time\nprint('first')\ntime.sleep(1)\nraise SystemExit('last')\n")
+    command("job", "submit", workflow_folder)
+    shown = command("job", "logs", "workflow_1", "--follow").out
+    assert shown.index("first") < shown.index("last")
 
 
 SYSTEMCTL = """#!/bin/sh
-case "$1" in
-  show) printf 'ActiveState=%s\\nJob=0\\n' "$(cat "$MLAAS4HEP_HOME/active")" ;;
-  *) echo "Failed: Access denied" >&2; exit 4 ;;
-esac
+echo "Failed: Access denied" >&2; exit 4
 """
 
 
-@pytest.fixture
-def refusing_systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A systemctl that shows what the file `active` says, and denies all else."""
+def test_a_submission_that_systemd_refuses_is_a_failed_job(
+    command, workflow_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     programs = tmp_path / "programs"
     programs.mkdir()
     (programs / "systemctl").write_text(SYSTEMCTL)
     (programs / "systemctl").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "active").write_text("inactive")
-    return home
-
-
-def test_a_submission_that_systemd_refuses_is_a_failed_job(command, workflow_folder, refusing_systemctl: Path) -> None:
+    monkeypatch.setattr(LocalExecutor, "_by_systemd", lambda self: True)
     done = command("job", "submit", workflow_folder)
     assert (done.status, done.err) == (1, "mlaas4hep: systemctl start failed: Failed: Access denied.\n")
     (shown,) = json.loads(command("job", "list", "--json").out)
     assert (shown["identifier"], shown["state"]) == ("workflow_1", "failed")
 
 
-def test_the_log_is_followed_to_its_end(workflow_folder: Path, refusing_systemctl: Path) -> None:
+def test_no_systemctl_at_all(workflow_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = create_job(workflow_folder)
-    (refusing_systemctl / "active").write_text("active")
-    job.log.write_bytes(b"first\n")
-    pieces = SystemdExecutor().logs(job, follow=True)
-    assert next(pieces) == b"first\n"
-    job.log.write_bytes(b"first\nlast\n")
-    (refusing_systemctl / "active").write_text("inactive")
-    assert list(pieces) == [b"last\n"]
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(MlaasError, match="systemctl is not there"):
+        LocalExecutor(LocalSettings(supervisor="systemd")).submit(_task(job))
 
 
-def test_questions_about_jobs_that_are_not_there(command, workflow_folder: Path, refusing_systemctl: Path) -> None:
+def test_questions_about_jobs_that_are_not_there(command, workflow_folder: Path) -> None:
     create_job(workflow_folder)
     done = command("job", "status", "workflo_1")
     assert (done.status, done.err) == (2, "mlaas4hep: There is no job workflo_1. Did you mean workflow_1?\n")
@@ -208,20 +215,13 @@ def test_questions_about_jobs_that_are_not_there(command, workflow_folder: Path,
     assert command("job", "logs", "workflow_1").status == 0
 
 
-def test_no_systemctl_at_all(workflow_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_written_progress_counts_as_none(workflow_folder: Path) -> None:
     job = create_job(workflow_folder)
-    monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(MlaasError, match="systemctl is not there"):
-        SystemdExecutor().submit(job)
-
-
-def test_half_written_records_count_as_none(workflow_folder: Path) -> None:
-    job = create_job(workflow_folder)
-    (job.folder / "state.json").write_text('{"state": "runn')
-    assert status_of(job, alive=True).state == State.QUEUED
-    write_json(job.folder / "state.json", {"state": "running"})
     (job.folder / "progress.jsonl").write_text('{"event": "epoch"}\n{"event": "st')
-    assert status_of(job, alive=True).progress == {"event": "epoch"}
+    assert status_of(job, Outcome(State.RUNNING)).progress == {"event": "epoch"}
+    write_json(job.folder / "state.json", {"state": "running"})
+    shutil.rmtree(job.folder / "input")
+    assert status_of(job, Outcome(State.FINISHED)).state == State.FINISHED
 
 
 def test_job_type_has_its_places() -> None:
