@@ -23,6 +23,13 @@ load_xrootd()
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes, tests of a module stay together, and so do all that need machines or the cloud."""
+    for item in items:
+        machines = item.get_closest_marker("machine") or item.get_closest_marker("cloud")
+        item.add_marker(pytest.mark.xdist_group("machines" if machines else item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _shared_cache() -> Iterator[None]:
     """One cache of root images and wheels for all tests, kept between runs."""

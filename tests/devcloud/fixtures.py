@@ -69,6 +69,8 @@ _preparation: list[subprocess.Popen[bytes]] = []
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Begin to install packages and to build the image, unless nothing or nothing else is to be tested."""
+    if getattr(session.config, "workerinput", {"workerid": "gw0"})["workerid"] != "gw0":
+        return  # one of several processes is enough
     needing = [_needs_cloud(item) for item in session.items]
     if not any(needing) or all(needing) or session.config.option.collectonly:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import re
@@ -62,9 +63,17 @@ def install(names: Sequence[str] = PACKAGES) -> None:
     # nothing but a crash of this computer asks for each file to be on the disk before the next one is unpacked
     apt = ("apt-get", "-q", "-o", "DPkg::Lock::Timeout=600", "-o", "Dpkg::Options::=--force-unsafe-io")
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "PATH": PATH}
-    with stage(f"{len(todo)} packages"), _no_service_starts():
+    with stage(f"{len(todo)} packages"), _alone(), _no_service_starts():
         run(*apt, "update", log=LOG / "install.log", env=env)
         run(*apt, "install", "-y", "--no-install-recommends", *todo, log=LOG / "install.log", env=env)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One installation at a time: the end of one would lift the policy of another."""
+    with (LOG / "install.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
