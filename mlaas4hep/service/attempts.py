@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from mlaas4hep.service.executor import Outcome, Resources, State, Task
 from mlaas4hep.service.jobs import give, now, read_json, write_json
 
 _FLOCK = "hhqqi0q"  # struct flock of fcntl(2)
+_PIECE = 65536
 _GONE = "It was stopped before its end: the computer or its supervisor was. Submit it again."
 
 
@@ -33,6 +34,7 @@ class Attempt:
         limited: whether it may only run where memory, processors and processes are limited.
         environment: further variables of its environment.
         devices: device nodes of the computer's GPUs.
+        scheduled: whether a batch system limits it and has given it its GPUs.
     """
 
     task: Task
@@ -40,6 +42,7 @@ class Attempt:
     limited: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
     devices: tuple[Path, ...] = ()
+    scheduled: bool = False
 
 
 def write_attempt(attempt: Attempt) -> None:
@@ -56,6 +59,7 @@ def write_attempt(attempt: Attempt) -> None:
             "limited": attempt.limited,
             "environment": dict(attempt.environment),
             "devices": [str(path) for path in attempt.devices],
+            "scheduled": attempt.scheduled,
         },
     )
 
@@ -73,7 +77,7 @@ def read_attempt(folder: Path) -> Attempt:
             facts["network"],
         )
         devices = tuple(map(Path, facts["devices"]))
-        return Attempt(task, facts["places"], facts["limited"], facts["environment"], devices)
+        return Attempt(task, facts["places"], facts["limited"], facts["environment"], devices, facts["scheduled"])
     except (KeyError, TypeError) as error:
         raise MlaasError(f"{folder} has no task.", "Submit the job again.") from error
 
@@ -125,6 +129,18 @@ def outcome_of(task: Task) -> Outcome:
     if not taken_up and wanted_to_stop(task):
         return Outcome(State.CANCELLED)
     return Outcome(State.INTERRUPTED, _GONE, str(told.get("started", "")) if taken_up else "")
+
+
+def read_log(task: Task, offset: int) -> Iterator[bytes]:
+    """What the job has printed; see `Executor.logs`."""
+    try:
+        stream = os.fdopen(os.open(task.folder / "log", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+    except OSError:
+        return
+    with stream:
+        stream.seek(offset)
+        while piece := stream.read(_PIECE):
+            yield piece
 
 
 def record_state(task: Task, state: State, **facts: Any) -> None:

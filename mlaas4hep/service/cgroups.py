@@ -114,13 +114,27 @@ def make_group(name: str, resources: Resources) -> ControlGroup:
     return group
 
 
-def _bases() -> dict[str, Path]:
-    """The folder for each controller in which groups of tasks are made."""
+def own_group() -> ControlGroup | None:
+    """The group that somebody else has made and limits, with the caller in it; None where it is not to be seen."""
+    own, mounts = _own(), _mounts()
+    version = next((name for name in ("memory", "") if name in own and name in mounts), None)
+    return (
+        None if version is None else ControlGroup(dict.fromkeys(CONTROLLERS, _inside(*mounts[version], own[version])))
+    )
+
+
+def _own() -> dict[str, str]:
+    """The caller's group for each controller; version 2 has no name."""
     own: dict[str, str] = {}
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, names, path = line.split(":", 2)
         own |= dict.fromkeys(names.split(","), path)
-    mounts = _mounts()
+    return own
+
+
+def _bases() -> dict[str, Path]:
+    """The folder for each controller in which groups of tasks are made."""
+    own, mounts = _own(), _mounts()
     if "" in mounts and set(CONTROLLERS) <= set((mounts[""][0] / "cgroup.controllers").read_text().split()):
         return dict.fromkeys(CONTROLLERS, _version_2(*mounts[""], own[""]))
     if lacking := [controller for controller in CONTROLLERS if controller not in mounts or controller not in own]:

@@ -18,11 +18,20 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mlaas4hep.errors import MlaasError, UsageError
-from mlaas4hep.service.attempts import Attempt, begun, held, hold, outcome_of, want_to_stop, write_attempt
+from mlaas4hep.service.attempts import (
+    Attempt,
+    begun,
+    held,
+    hold,
+    outcome_of,
+    read_log,
+    want_to_stop,
+    write_attempt,
+)
 from mlaas4hep.service.executor import Outcome, Resources, Task
 from mlaas4hep.service.jobs import read_json
+from mlaas4hep.service.sandbox import gpu_nodes
 
-_PIECE = 65536
 _INTERVAL = 0.02
 _YEARS = 10 * 365 * 24 * 3600  # seconds
 _PATIENCE = 60.0  # seconds until a supervisor must have ended its task
@@ -99,14 +108,7 @@ class LocalExecutor:
 
     def logs(self, task: Task, offset: int = 0) -> Iterator[bytes]:
         """See `Executor.logs`."""
-        try:
-            stream = os.fdopen(os.open(task.folder / "log", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
-        except OSError:
-            return
-        with stream:
-            stream.seek(offset)
-            while piece := stream.read(_PIECE):
-                yield piece
+        return read_log(task, offset)
 
     def cancel(self, task: Task) -> None:
         """See `Executor.cancel`. Raises MlaasError when the task cannot be stopped."""
@@ -123,11 +125,6 @@ class LocalExecutor:
         if self._settings.supervisor == "auto":
             return Path("/run/systemd/system").is_dir()
         return self._settings.supervisor == "systemd"
-
-
-def gpu_nodes() -> tuple[Path, ...]:
-    """Device nodes of this computer's GPUs."""
-    return tuple(sorted(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def places() -> int:

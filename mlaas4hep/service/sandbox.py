@@ -184,6 +184,11 @@ def _parents(path: Path) -> Iterator[str]:
         yield from ("--perms", "0755", "--dir", str(parent))
 
 
+def gpu_nodes() -> tuple[Path, ...]:
+    """Device nodes of this computer's GPUs."""
+    return tuple(sorted(Path("/dev").glob("nvidia[0-9]*")))
+
+
 def _gpus(nodes: tuple[Path, ...]) -> Iterator[str]:
     if not nodes:
         return

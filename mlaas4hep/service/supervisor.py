@@ -38,11 +38,11 @@ from mlaas4hep.service.attempts import (
     record_state,
     wanted_to_stop,
 )
-from mlaas4hep.service.cgroups import ControlGroup, make_group
+from mlaas4hep.service.cgroups import ControlGroup, make_group, own_group
 from mlaas4hep.service.disk import DiskFullError, DiskWatch
 from mlaas4hep.service.executor import Outcome, State, Task
 from mlaas4hep.service.jobs import all_jobs, give, now, read_json
-from mlaas4hep.service.sandbox import sandboxed
+from mlaas4hep.service.sandbox import gpu_nodes, sandboxed
 
 _INTERVAL = 0.5
 _REASON_BYTES = 8192
@@ -186,6 +186,10 @@ class _Supervision:
 
     def _gpus(self) -> bool:
         """Take as many GPUs as it asks for, or none; they are its own until the supervisor ends."""
+        if self._attempt.scheduled:
+            # the control group lets it open only those that it was given
+            self._devices = list(gpu_nodes()) if self._task.resources.gpus else []
+            return True
         taken: dict[Path, int] = {}
         for device in self._attempt.devices:
             if len(taken) < self._task.resources.gpus:
@@ -208,6 +212,7 @@ class _Supervision:
             places = [str(self._folder / "input"), str(work)]
             subprocess.run(["chown", "-R", "--no-dereference", f"{account}:{account}", *places], check=True)
         group = self._group()
+        limits = own_group() if self._attempt.scheduled else group
         self._started = now()
         groups = {name: str(path) for name, path in group.folders.items()} if group else {}
         record_state(self._task, State.RUNNING, started=self._started, group=groups)
@@ -227,9 +232,9 @@ class _Supervision:
                 preexec_fn=lambda: self._restrict(group),  # noqa: PLW1509  (this process has no threads)
             )
             try:
-                self._watch(process, group)
+                self._watch(process, limits)
             finally:
-                out_of_memory = group is not None and group.killed_for_memory()
+                out_of_memory = limits is not None and limits.killed_for_memory()
                 process.kill()
                 status = process.wait()
                 if group:
@@ -246,6 +251,8 @@ class _Supervision:
         _take_model(work / "model", self._folder)
 
     def _group(self) -> ControlGroup | None:
+        if self._attempt.scheduled:
+            return None
         name = f"{self._folder.name}-{zlib.crc32(os.fsencode(self._folder.absolute())):08x}"
         try:
             return make_group(name, self._task.resources)
