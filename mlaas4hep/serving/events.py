@@ -22,74 +22,100 @@ from mlaas4hep.names import did_you_mean, listing
 from mlaas4hep.training.prediction import events_block, input_branches
 
 OFFSETS = ":offsets"
+_COMMON = (Kind.FLAT, Kind.BOOL, Kind.JAGGED)
+_NUMBERS = frozenset({float, int, bool, type(None)})
 
 
-def tensor_names(schema: Schema) -> list[str]:
-    """The tensors that a request with raw events has."""
-    names: list[str] = []
-    for branch in input_branches(schema):
-        if branch.kind is Kind.STRUCT:
-            names += [f"{branch.name}.{member}" for member in _members(schema, branch.name)]
-        else:
-            names += [branch.name, branch.name + OFFSETS] if branch.kind is Kind.JAGGED else [branch.name]
-    return names
+class EventReader:
+    """Turns the events of requests into blocks of the branches that a schema reads."""
 
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self.branches = input_branches(schema)
+        names: list[str] = []
+        for branch in self.branches:
+            if branch.kind is Kind.STRUCT:
+                names += [f"{branch.name}.{member}" for member in _members(schema, branch.name)]
+            else:
+                names += [branch.name, branch.name + OFFSETS] if branch.kind is Kind.JAGGED else [branch.name]
+        self.tensor_names = tuple(names)
+        self._tensors = frozenset(names)
+        self._known = {branch.name for branch in self.branches}.union(schema.ignored)
+        self._common = all(branch.kind in _COMMON for branch in self.branches)
 
-def block_of_tensors(schema: Schema, tensors: Mapping[str, NDArray[Any]]) -> Block:
-    """Events given as tensors. Raises UsageError for wrong, missing and unknown ones (with near misses)."""
-    names = tensor_names(schema)
-    for name in tensors:
-        if name not in names and name.removesuffix(OFFSETS) not in schema.ignored:
-            raise UsageError(f"The model has no input {name[:100]}.", did_you_mean(name, names, "inputs"))
-    if lacking := [name for name in names if name not in tensors]:
-        raise UsageError(f"The input {listing(lacking)} is not there.", "An event needs every input of the model.")
-    columns: dict[str, Column] = {}
-    for branch in input_branches(schema):
-        name = branch.name
-        if branch.kind is Kind.JAGGED:
-            columns[name] = _jagged(name, tensors[name], tensors[name + OFFSETS])
-        elif branch.kind is Kind.STRUCT:
-            members = {member: tensors[f"{name}.{member}"] for member in _members(schema, name)}
-            columns[name] = _struct(name, members)
-        else:
-            columns[name] = FlatValues(_flat(schema, branch, tensors[name]))
-    return _block(columns)
+    def from_tensors(self, tensors: Mapping[str, NDArray[Any]]) -> Block:
+        """Events given as tensors. Raises UsageError for wrong, missing and unknown ones (with near misses)."""
+        if tensors.keys() != self._tensors:
+            self._explain(tensors)
+        columns: dict[str, Column] = {}
+        for branch in self.branches:
+            name = branch.name
+            if branch.kind is Kind.JAGGED:
+                columns[name] = _jagged(name, tensors[name], tensors[name + OFFSETS])
+            elif branch.kind is Kind.STRUCT:
+                members = {member: tensors[f"{name}.{member}"] for member in _members(self.schema, name)}
+                columns[name] = _struct(name, members)
+            else:
+                columns[name] = FlatValues(_flat(self.schema, branch, tensors[name]))
+        return _block(columns)
 
+    def from_json(self, data: Any) -> Block:
+        """Events given as JSON. Raises UsageError for wrong, missing and unknown branches (with near misses)."""
+        if isinstance(data, Mapping):
+            data = _rows(data) if self._is_columns(data) else [data]
+        if not isinstance(data, list):
+            raise UsageError("The body is no JSON object and no list of them.", 'Write [{"branch": value, ...}, ...].')
+        columns = self._pivoted(data) if data and self._common else None
+        return events_block(self.schema, data) if columns is None else Block(0, len(data), columns)
 
-def block_of_json(schema: Schema, data: Any) -> Block:
-    """Events given as JSON. Raises UsageError for wrong, missing and unknown branches (with near misses)."""
-    if isinstance(data, Mapping):
-        return _block_of_columns(schema, data) if _is_columns(schema, data) else events_block(schema, [data])
-    if not isinstance(data, list):
-        raise UsageError("The body is no JSON object and no list of them.", 'Write [{"branch": value, ...}, ...].')
-    if data and (columns := _pivoted(schema, data)) is not None:
-        return columns
-    return events_block(schema, data)
+    def _explain(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Say which names are wrong or missing; branches of the training files that are no input may be there."""
+        for name in tensors:
+            if name not in self._tensors and name.removesuffix(OFFSETS) not in self.schema.ignored:
+                known = list(self.tensor_names)
+                raise UsageError(f"The model has no input {name[:100]}.", did_you_mean(name, known, "inputs"))
+        if lacking := [name for name in self.tensor_names if name not in tensors]:
+            raise UsageError(f"The input {listing(lacking)} is not there.", "An event needs every input of the model.")
 
-
-def _pivoted(schema: Schema, events: Sequence[Any]) -> Block | None:
-    """Events of the common form as a block; None for all others, whose errors `events_block` explains."""
-    branches = input_branches(schema)
-    if any(branch.kind not in (Kind.FLAT, Kind.BOOL, Kind.JAGGED) for branch in branches):
-        return None
-    known = {branch.name for branch in branches}.union(schema.ignored)
-    columns: dict[str, Column] = {}
-    try:
-        if any(not known.issuperset(event) for event in events):
-            return None
-        for branch in branches:
-            found = [event[branch.name] for event in events]
-            column = _lists(found) if branch.kind is Kind.JAGGED else _values(found)
-            if column is None:
+    def _pivoted(self, events: Sequence[Any]) -> dict[str, Column] | None:
+        """Events of the common form as columns; None for all others, whose errors `events_block` explains."""
+        columns: dict[str, Column] = {}
+        try:
+            if not all(map(self._known.issuperset, events)):
                 return None
-            columns[branch.name] = column
-    except (KeyError, TypeError):
-        return None
-    return Block(0, len(events), columns)
+            for branch in self.branches:
+                name = branch.name
+                found = [event[name] for event in events]
+                column = _lists(found) if branch.kind is Kind.JAGGED else _values(found)
+                if column is None:
+                    return None
+                columns[name] = column
+        except (KeyError, TypeError):
+            return None
+        return columns
+
+    def _is_columns(self, data: Mapping[str, Any]) -> bool:
+        """Whether an object has the values of many events: lists for single numbers, lists of lists for others."""
+        for branch in self.branches:
+            if branch.kind in (Kind.FLAT, Kind.BOOL):
+                return isinstance(data.get(branch.name), list)
+            if branch.kind is Kind.STRUCT:
+                members = _members(self.schema, branch.name)
+                return any(isinstance(data.get(f"{branch.name}.{member}"), list) for member in members)
+        first = data.get(self.branches[0].name)
+        return isinstance(first, list) and bool(first) and isinstance(first[0], list)
+
+
+def _rows(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Columns as events."""
+    lengths = {len(values) if isinstance(values, list) else -1 for values in data.values()}
+    if len(lengths) != 1 or -1 in lengths:
+        raise UsageError("The columns have different lengths.", "Give a list with one value an event for each branch.")
+    return [dict(zip(data, row, strict=True)) for row in zip(*data.values(), strict=True)]
 
 
 def _values(found: list[Any]) -> FlatValues | None:
-    if not set(map(type, found)) <= {float, int, bool, type(None)}:
+    if not _NUMBERS.issuperset(map(type, found)):
         return None
     return FlatValues(np.array(found, dtype=np.float64))
 
@@ -101,27 +127,6 @@ def _lists(found: list[Any]) -> JaggedValues | None:
     np.cumsum([len(values) for values in found], out=offsets[1:])
     values = _values([value for values in found for value in values])
     return None if values is None else JaggedValues(offsets, values.values)
-
-
-def _is_columns(schema: Schema, data: Mapping[str, Any]) -> bool:
-    """Whether an object has the values of many events: a list for a branch of numbers, lists of lists for others."""
-    for branch in input_branches(schema):
-        if branch.kind in (Kind.FLAT, Kind.BOOL):
-            return isinstance(data.get(branch.name), list)
-        if branch.kind is Kind.STRUCT:
-            return any(
-                isinstance(data.get(f"{branch.name}.{member}"), list) for member in _members(schema, branch.name)
-            )
-    first = next((data.get(branch.name) for branch in input_branches(schema)), None)
-    return isinstance(first, list) and bool(first) and isinstance(first[0], list)
-
-
-def _block_of_columns(schema: Schema, data: Mapping[str, Any]) -> Block:
-    lengths = {name: len(values) for name, values in data.items() if isinstance(values, list)}
-    if len(lengths) != len(data) or len(set(lengths.values())) != 1:
-        raise UsageError("The columns have different lengths.", "Give a list with one value an event for each branch.")
-    names = list(data)
-    return block_of_json(schema, [dict(zip(names, row, strict=True)) for row in zip(*data.values(), strict=True)])
 
 
 def _block(columns: dict[str, Column]) -> Block:

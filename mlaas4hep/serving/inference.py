@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from mlaas4hep.data.blocks import Block
 from mlaas4hep.errors import UsageError
 from mlaas4hep.names import did_you_mean, listing
-from mlaas4hep.serving.events import block_of_tensors, tensor_names
+from mlaas4hep.serving.events import EventReader
 from mlaas4hep.serving.runtime import LoadedModel, TensorSpec
 from mlaas4hep.serving.tensors import DATATYPES, converted
 from mlaas4hep.training.onnx_model import PREDICTIONS
@@ -57,7 +57,7 @@ def planned(model: LoadedModel, tensors: Tensors, most: int) -> tuple[int, Calla
     Raises UsageError for names that the model does not have (with near misses), and for wrong shapes.
     """
     if is_raw(model, tensors):
-        return planned_events(model, block_of_tensors(_schema(model), tensors), most)
+        return planned_events(model, events_of(model).from_tensors(tensors), most)
     for name in tensors:
         if name not in model.inputs:
             raise UsageError(
@@ -117,14 +117,15 @@ def _refuse_many(rows: int, most: int) -> None:
         raise UsageError(f"There are {rows} events, more than the {most} of one request.", "Send them in parts.")
 
 
-def _raw_names(model: LoadedModel) -> list[str]:
-    return tensor_names(model.bundle.schema) if model.bundle is not None else []
+def _raw_names(model: LoadedModel) -> tuple[str, ...]:
+    return model.events.tensor_names if model.events is not None else ()
 
 
-def _schema(model: LoadedModel) -> Any:
-    if model.bundle is None:
-        raise UsageError("The model takes no raw events.")
-    return model.bundle.schema
+def events_of(model: LoadedModel) -> EventReader:
+    """What reads raw events for the model; raises UsageError for an uploaded network."""
+    if model.events is None:
+        raise UsageError("The model takes no raw events.", "Send its own inputs to infer.")
+    return model.events
 
 
 def datatype(dtype: np.dtype[Any]) -> str:

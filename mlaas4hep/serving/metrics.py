@@ -10,7 +10,7 @@ import os
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-REQUESTS = Counter("mlaas4hep_serving_requests", "Predictions asked for", ["protocol", "outcome"])
+REQUESTS = Counter("mlaas4hep_serving_requests", "Requests answered with predictions", ["protocol"])
 ROWS = Counter("mlaas4hep_serving_rows", "Events or rows predicted")
 SECONDS = Counter("mlaas4hep_serving_seconds", "Time spent in predictions")
 FAILED_LOADS = Counter("mlaas4hep_serving_failed_loads", "Models that could not be loaded")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ from mlaas4hep.errors import UsageError
 from mlaas4hep.service.identity import Authenticator, NotPermittedError, Role, User
 from mlaas4hep.serving import metrics
 from mlaas4hep.serving.answers import Answer, failed, ok
-from mlaas4hep.serving.events import block_of_json
-from mlaas4hep.serving.inference import is_raw, output_names, planned, planned_events
+from mlaas4hep.serving.inference import events_of, is_raw, output_names, planned, planned_events
 from mlaas4hep.serving.repository import Repository, UnknownModelError
 from mlaas4hep.serving.runtime import LoadedModel, Runtime
 from mlaas4hep.serving.settings import ServingSettings
@@ -25,7 +25,28 @@ from mlaas4hep.serving.tensors import JSON_BYTES, InferenceRequest, decode, enco
 from mlaas4hep.training.metrics import decide
 
 Outputs = dict[str, NDArray[Any]]
-Work = Callable[[], Outputs]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A prediction that is about to be made.
+
+    Attributes:
+        protocol: which one it came by.
+        model: which model.
+        rows: of how many events.
+        work: computes the outputs.
+        tell: makes them the answer.
+    """
+
+    protocol: str
+    model: LoadedModel
+    rows: int
+    work: Callable[[], Outputs]
+    tell: Callable[[Outputs], Answer]
+
+
+Planner = Callable[[LoadedModel], Plan]
 
 
 class Predictions:
@@ -60,85 +81,90 @@ class Predictions:
             number = int(version)
         return await self.runtime.model(facts, number)
 
-    async def run(self, model: LoadedModel, rows: int, work: Work, protocol: str) -> Outputs:
-        """Do a piece of work, where it is short at once, else in a thread."""
+    async def answer(self, user: User, name: str, version: str, plan: Planner) -> Answer:
+        """The answer of a model to what `plan` makes of a request."""
+        return await self.done(plan(await self.model(user, name, version)))
+
+    async def done(self, plan: Plan) -> Answer:
+        """Carry out a plan, at once where that is quick, else in a thread."""
         started = time.perf_counter()
-        outputs = work() if model.quick(rows) else await self.runtime.in_thread(work)
-        _counted(protocol, rows, time.perf_counter() - started)
-        return outputs
+        outputs = plan.work() if plan.model.quick(plan.rows) else await self.runtime.in_thread(plan.work)
+        _counted(plan, started)
+        return plan.tell(outputs)
 
-    async def infer(
-        self, user: User, name: str, version: str, body: bytes | bytearray, header_length: int | None
-    ) -> Answer:
-        """The answer to a request of the Open Inference Protocol."""
-        model = await self.model(user, name, version)
-        request = decode(body, header_length)
-        rows, work = planned(model, request.tensors, self.settings.events)
-        names = wanted(output_names(model, is_raw(model, request.tensors)), request)
-        return _answer(request, name, model, names, await self.run(model, rows, work, "http"))
-
-    def infer_at_once(self, user: User, name: str, body: bytes | bytearray, header_length: int | None) -> Answer | None:
+    def at_once(self, user: User, name: str, plan: Planner) -> Answer | None:
         """The same without waiting for anything; None where something has to be waited for."""
         try:
-            facts = self.repository.find(user, name)
-            model = self.runtime.at_once(facts)
+            model = self.runtime.at_once(self.repository.find(user, name))
             if model is None:
                 return None
-            request = decode(body, header_length)
-            rows, work = planned(model, request.tensors, self.settings.events)
-            if not model.quick(rows):
+            chosen = plan(model)
+            if not model.quick(chosen.rows):
                 return None
-            names = wanted(output_names(model, is_raw(model, request.tensors)), request)
             started = time.perf_counter()
-            outputs = work()
-            _counted("http", rows, time.perf_counter() - started)
-            return _answer(request, name, model, names, outputs)
+            outputs = chosen.work()
+            _counted(chosen, started)
+            return chosen.tell(outputs)
         except Exception as error:
-            metrics.REQUESTS.labels("http", "refused").inc()
             return failed(error)
 
-    async def json_events(self, user: User, name: str, version: str, body: bytes | bytearray) -> Answer:
-        """The answer to raw events in JSON: probabilities and decision of each, or the value of a regression."""
-        model = await self.model(user, name, version)
-        if len(body) > JSON_BYTES:
-            raise UsageError(
-                f"The JSON has {len(body)} bytes, more than {JSON_BYTES}.", "Send Parquet, or fewer events."
-            )
-        try:
-            data = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise UsageError(f"The body is no JSON: {error}.") from error
-        if model.bundle is None:
-            raise UsageError("The model takes no raw events.", "Send its own inputs to infer.")
-        return await self.events(model, block_of_json(model.bundle.schema, data))
+    def inference(self, name: str, body: bytes | bytearray, header_length: int | None) -> Planner:
+        """The plan for a request of the Open Inference Protocol."""
 
-    async def events(self, model: LoadedModel, block: Block) -> Answer:
-        """The answer to a block of raw events."""
+        def plan(model: LoadedModel) -> Plan:
+            request = decode(body, header_length)
+            rows, work = planned(model, request.tensors, self.settings.events)
+            names = wanted(output_names(model, is_raw(model, request.tensors)), request)
+            return Plan("http", model, rows, work, lambda outputs: _tensors(request, name, model, names, outputs))
+
+        return plan
+
+    def json_events(self, body: bytes | bytearray) -> Planner:
+        """The plan for raw events in JSON."""
+
+        def plan(model: LoadedModel) -> Plan:
+            if len(body) > JSON_BYTES:
+                raise UsageError(
+                    f"The JSON has {len(body)} bytes, more than {JSON_BYTES}.", "Send Parquet, or fewer events."
+                )
+            try:
+                data = orjson.loads(body)
+            except orjson.JSONDecodeError as error:
+                raise UsageError(f"The body is no JSON: {error}.") from error
+            return self.events(model, events_of(model).from_json(data))
+
+        return plan
+
+    def events(self, model: LoadedModel, block: Block) -> Plan:
+        """The plan for a block of raw events: probabilities and decision of each, or the value of a regression."""
         rows, work = planned_events(model, block, self.settings.events)
-        outputs = await self.run(model, rows, work, "events")
-        return ok({"model_version": model.version_text, "predictions": _told(model, outputs)})
+        return Plan("events", model, rows, work, lambda outputs: _told(model, outputs))
 
     def close(self) -> None:
         """End what runs beside the event loop."""
         self.runtime.close()
 
 
-def _answer(request: InferenceRequest, name: str, model: LoadedModel, names: list[str], outputs: Outputs) -> Answer:
+def _tensors(request: InferenceRequest, name: str, model: LoadedModel, names: list[str], outputs: Outputs) -> Answer:
     chosen = {output: np.ascontiguousarray(outputs[output]) for output in names}
     body, length = encode(request, name, model.version_text, chosen)
     return Answer(200, body) if length is None else Answer(200, body, "application/octet-stream", length)
 
 
-_predicted = {name: metrics.REQUESTS.labels(name, "predicted") for name in ("http", "events", "grpc", "tfaas")}
+_predicted = {name: metrics.REQUESTS.labels(name) for name in ("http", "events", "grpc", "tfaas")}
 
 
-def _counted(protocol: str, rows: int, seconds: float) -> None:
-    _predicted[protocol].inc()
-    metrics.ROWS.inc(rows)
-    metrics.SECONDS.inc(seconds)
+def _counted(plan: Plan, started: float) -> None:
+    _predicted[plan.protocol].inc()
+    metrics.ROWS.inc(plan.rows)
+    metrics.SECONDS.inc(time.perf_counter() - started)
 
 
-def _told(model: LoadedModel, outputs: Outputs) -> list[dict[str, Any]]:
+def _told(model: LoadedModel, outputs: Outputs) -> Answer:
+    return ok({"model_version": model.version_text, "predictions": _events(model, outputs)})
+
+
+def _events(model: LoadedModel, outputs: Outputs) -> list[dict[str, Any]]:
     """What `mlaas4hep predict` tells of each event."""
     values = outputs["predictions"].astype(np.float64)
     kept = outputs.get("kept")

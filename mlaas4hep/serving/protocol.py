@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -18,11 +19,21 @@ from mlaas4hep.service.identity import User
 from mlaas4hep.serving.answers import Answer
 from mlaas4hep.serving.predictions import Predictions
 
-_INFER = re.compile(rb"/v2/models/([A-Za-z0-9_.-]{1,130})/infer")
+_INFER = re.compile(rb"/v2/models/([A-Za-z0-9_.-]{1,130})/(infer|events)")
 _LARGEST = 2**20  # bytes of a body
 _STATUS = {int(status): f"HTTP/1.1 {int(status)} {status.phrase}\r\n".encode() for status in HTTPStatus}
-_HEADERS = frozenset({b"authorization", b"content-length", b"inference-header-content-length"})
+_HEADERS = frozenset({b"authorization", b"content-length", b"content-type", b"inference-header-content-length"})
 _REFUSED = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"content-encoding"})
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the headers of a request say that may go the short way."""
+
+    model: str
+    events: bool
+    authorization: str
+    header_length: int | None
 
 
 class InferenceProtocol(HttpToolsProtocol):
@@ -31,7 +42,7 @@ class InferenceProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Forget the last request."""
         super().on_message_begin()
-        self._short: tuple[str, str, int | None] | None = None
+        self._short: _Request | None = None
         self._body = bytearray()
 
     def on_headers_complete(self) -> None:
@@ -50,7 +61,7 @@ class InferenceProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Answer, or go uvicorn's way after all."""
         if self._short is not None:
-            answer = self._answered(*self._short)
+            answer = self._answered(self._short)
             if answer is not None:
                 self._send(answer)
                 return
@@ -58,8 +69,8 @@ class InferenceProtocol(HttpToolsProtocol):
             super().on_body(bytes(self._body))
         super().on_message_complete()
 
-    def _recognised(self) -> tuple[str, str, int | None] | None:
-        """Model, authorization and length of the JSON of a request that may go the short way."""
+    def _recognised(self) -> _Request | None:
+        """The request, if it may go the short way."""
         if self.cycle is not None and not self.cycle.response_complete:
             return None
         matched = _INFER.fullmatch(self.url)
@@ -73,19 +84,26 @@ class InferenceProtocol(HttpToolsProtocol):
             if key in _HEADERS:
                 found[key] = value
         length, header = found.get(b"content-length", b""), found.get(b"inference-header-content-length")
+        if matched[2] == b"events" and found.get(b"content-type", b"application/json") != b"application/json":
+            return None
         if not length.isdigit() or int(length) > _LARGEST or (header is not None and not header.isdigit()):
             return None
         if self.flow.write_paused or not self.parser.should_keep_alive() or self.transport.is_closing():
             return None
         authorization = found.get(b"authorization", b"").decode("latin-1")
-        return matched[1].decode("ascii"), authorization, None if header is None else int(header)
+        json_length = None if header is None else int(header)
+        return _Request(matched[1].decode("ascii"), matched[2] == b"events", authorization, json_length)
 
-    def _answered(self, name: str, authorization: str, header_length: int | None) -> Answer | None:
+    def _answered(self, request: _Request) -> Answer | None:
         predictions: Predictions = self.app.predictions
-        user = _at_once(predictions.user(authorization))
+        user = _at_once(predictions.user(request.authorization))
         if user is None or len(self._body) > predictions.settings.body:
             return None
-        return predictions.infer_at_once(user, name, self._body, header_length)
+        if request.events:
+            plan = predictions.json_events(self._body)
+        else:
+            plan = predictions.inference(request.model, self._body, request.header_length)
+        return predictions.at_once(user, request.model, plan)
 
     def _send(self, answer: Answer) -> None:
         lines = [_STATUS[answer.status]]

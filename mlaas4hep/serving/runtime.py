@@ -27,6 +27,7 @@ from mlaas4hep.data.schema import Kind
 from mlaas4hep.errors import MlaasError
 from mlaas4hep.serving import metrics
 from mlaas4hep.serving.checks import CheckedModel, check_model
+from mlaas4hep.serving.events import EventReader
 from mlaas4hep.serving.repository import ModelFacts, Repository, UnknownModelError
 from mlaas4hep.serving.settings import ServingSettings
 from mlaas4hep.training.onnx_model import MASK, VALUES
@@ -116,6 +117,7 @@ class LoadedModel:
         # a user's Python file is not run in this process
         own = checked.bundle is not None and not checked.bundle.preprocessing_file
         self.predictor = Predictor(checked.bundle, self) if own and checked.bundle else None
+        self.events = EventReader(checked.bundle.schema) if checked.bundle else None
         self._first, self._per_row = INLINE, INLINE
         if self.predictor is not None:
             self._warm(self.predictor)

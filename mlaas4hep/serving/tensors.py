@@ -41,6 +41,7 @@ JSON_BYTES = 8 * 2**20  # while JSON is read nobody else is answered
 HEADER_LENGTH = "inference-header-content-length"
 _MOST_TENSORS = 4096
 _MOST_DIMENSIONS = 8
+_FLOATS = frozenset({float})
 _UNSUPPORTED = ("classification", "shared_memory_region")
 
 _Parameters = dict[str, Any]
@@ -103,11 +104,12 @@ def decode(body: bytes | bytearray, header_length: int | None) -> InferenceReque
     if len(request.inputs) > _MOST_TENSORS:
         raise UsageError(f"There are {len(request.inputs)} inputs, more than {_MOST_TENSORS}.")
     tensors: dict[str, NDArray[Any]] = {}
-    for item in request.inputs:
-        if item.name in tensors:
-            raise UsageError(f"The input {item.name} is there twice.")
-        array, end = _array(item, body, end)
-        tensors[item.name] = array
+    with np.errstate(over="ignore", invalid="ignore"):
+        for item in request.inputs:
+            if item.name in tensors:
+                raise UsageError(f"The input {item.name} is there twice.")
+            array, end = _array(item, body, end)
+            tensors[item.name] = array
     if end != len(body):
         raise UsageError(f"{len(body) - end} bytes follow after the last tensor.", "Correct binary_data_size.")
     outputs = {}
@@ -136,7 +138,7 @@ def _array(item: _Input, body: bytes | bytearray, start: int) -> tuple[NDArray[A
             f"The input {item.name} of {count} times {item.datatype} has {size} bytes of {len(body) - start}."
         )
     array = np.frombuffer(body, dtype=dtype, count=count, offset=start)
-    return np.require(array, requirements="A").reshape(item.shape), start + size
+    return (array if array.flags.aligned else array.copy()).reshape(item.shape), start + size
 
 
 def dtype_of(datatype: str, name: str) -> np.dtype[Any]:
@@ -158,6 +160,8 @@ def shaped(array: NDArray[Any], shape: Sequence[int], name: str) -> NDArray[Any]
 
 def _numbers(data: list[Any], dtype: np.dtype[Any], name: str) -> NDArray[Any]:
     """Numbers of JSON; null is NaN where the type has it."""
+    if dtype.kind == "f" and _FLOATS.issuperset(map(type, data)):
+        return np.array(data, dtype=dtype)
     try:
         found = np.array(data)
         if found.dtype.kind == "O" and dtype.kind == "f":

@@ -125,7 +125,8 @@ async def infer(request: Request) -> Response:
     # whoever may not use the model does not get to send a body
     predictions.repository.find(user, name)
     body = await body_of(request, predictions.settings.body)
-    return response(await predictions.infer(user, name, version, body, header_length_of(request)))
+    plan = predictions.inference(name, body, header_length_of(request))
+    return response(await predictions.answer(user, name, version, plan))
 
 
 async def events(request: Request) -> Response:
@@ -137,11 +138,11 @@ async def events(request: Request) -> Response:
     body = await body_of(request, predictions.settings.body)
     form = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if form == "application/json":
-        return response(await predictions.json_events(user, name, version, body))
+        return response(await predictions.answer(user, name, version, predictions.json_events(body)))
     files: EventFiles = request.app.state.event_files
     model = await predictions.model(user, name, version)
     block = await files.block(model, form, bytes(body), request.query_params.get("tree", ""))
-    return response(await predictions.events(model, block))
+    return response(await predictions.done(predictions.events(model, block)))
 
 
 async def exposition(request: Request) -> Response:
