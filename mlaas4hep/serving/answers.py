@@ -32,6 +32,11 @@ class Answer:
     header_length: int | None = None
 
     @property
+    def text(self) -> str:
+        """The sentence of an error."""
+        return str(orjson.loads(self.body)["error"])
+
+    @property
     def headers(self) -> dict[str, str]:
         """The headers beside content-length."""
         headers = {"content-type": self.content_type}

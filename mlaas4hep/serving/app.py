@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from mlaas4hep.errors import MlaasError
 from mlaas4hep.service.identity import AuthenticationError, Authenticator, NotPermittedError
-from mlaas4hep.serving import v2
+from mlaas4hep.serving import graph, rpc, tfaas, v2
 from mlaas4hep.serving.answers import Answer, failed, ok, response
 from mlaas4hep.serving.event_files import EventFiles
 from mlaas4hep.serving.predictions import Predictions
@@ -30,7 +30,7 @@ class Serving:
         self.predictions = Predictions(folder, settings, authenticator)
         self._files = EventFiles(settings)
         self._routed = Starlette(
-            routes=[*v2.routes()],
+            routes=[*v2.routes(), *graph.routes(), *tfaas.routes()],
             lifespan=self._lifespan,
             exception_handlers=dict.fromkeys(_FAILURES, _explained) | {HTTPException: _refused},
         )
@@ -43,9 +43,13 @@ class Serving:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        settings = self.predictions.settings
+        listening = await rpc.start(self.predictions, settings.host, settings.grpc_port) if settings.grpc_port else None
         try:
             yield
         finally:
+            if listening is not None:
+                await listening.stop(settings.seconds)
             self._files.close()
             self.predictions.close()
 

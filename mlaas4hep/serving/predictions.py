@@ -87,10 +87,14 @@ class Predictions:
 
     async def done(self, plan: Plan) -> Answer:
         """Carry out a plan, at once where that is quick, else in a thread."""
+        return plan.tell(await self.outputs(plan.protocol, plan.model, plan.rows, plan.work))
+
+    async def outputs(self, protocol: str, model: LoadedModel, rows: int, work: Callable[[], Outputs]) -> Outputs:
+        """Do the work of a plan."""
         started = time.perf_counter()
-        outputs = plan.work() if plan.model.quick(plan.rows) else await self.runtime.in_thread(plan.work)
-        _counted(plan, started)
-        return plan.tell(outputs)
+        outputs = work() if model.quick(rows) else await self.runtime.in_thread(work)
+        _counted(protocol, rows, started)
+        return outputs
 
     def at_once(self, user: User, name: str, plan: Planner) -> Answer | None:
         """The same without waiting for anything; None where something has to be waited for."""
@@ -103,7 +107,7 @@ class Predictions:
                 return None
             started = time.perf_counter()
             outputs = chosen.work()
-            _counted(chosen, started)
+            _counted(chosen.protocol, chosen.rows, started)
             return chosen.tell(outputs)
         except Exception as error:
             return failed(error)
@@ -154,9 +158,9 @@ def _tensors(request: InferenceRequest, name: str, model: LoadedModel, names: li
 _predicted = {name: metrics.REQUESTS.labels(name) for name in ("http", "events", "grpc", "tfaas")}
 
 
-def _counted(plan: Plan, started: float) -> None:
-    _predicted[plan.protocol].inc()
-    metrics.ROWS.inc(plan.rows)
+def _counted(protocol: str, rows: int, started: float) -> None:
+    _predicted[protocol].inc()
+    metrics.ROWS.inc(rows)
     metrics.SECONDS.inc(time.perf_counter() - started)
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
 from mlaas4hep.errors import UsageError
@@ -47,3 +52,16 @@ def header_length_of(request: Request) -> int | None:
     if not value.isascii() or not value.isdigit() or len(value) > 12:
         raise UsageError("Inference-Header-Content-Length is no number.")
     return int(value)
+
+
+@asynccontextmanager
+async def bounded_form(request: Request, largest: int) -> AsyncIterator[FormData]:
+    """The form of a request, with its files. Raises TooLargeError, also where the size is not said beforehand."""
+    length = request.headers.get("content-length", "")
+    if not length.isascii() or not length.isdigit() or int(length) > largest:
+        raise TooLargeError(f"The form has more than {largest} bytes, or does not say how many.")
+    try:
+        async with request.form(max_files=10, max_fields=20) as form:
+            yield form
+    except MultiPartException as error:
+        raise UsageError(f"The body is no form: {error.message}") from error

@@ -279,14 +279,6 @@ class Runtime:
             return "UNAVAILABLE", failed[1].reason
         return "UNKNOWN", ""
 
-    async def run(
-        self, model: LoadedModel, feed: Mapping[str, NDArray[Any]], rows: int, names: list[str] | None = None
-    ) -> list[NDArray[Any]]:
-        """Predict; see `LoadedModel.run`."""
-        if model.quick(rows):
-            return model.run(feed, rows, names)
-        return await self.in_thread(model.run, feed, rows, names)
-
     async def in_thread(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
         """Do something that takes a while beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
