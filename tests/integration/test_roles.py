@@ -17,7 +17,7 @@ SCENARIOS = sorted(path.parent.name for path in (REPOSITORY / "molecule").glob("
 
 
 def test_there_are_scenarios():
-    assert SCENARIOS == ["mlaas4hep", "system"]
+    assert SCENARIOS == ["mlaas4hep", "service", "system"]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
