@@ -43,14 +43,18 @@ def _print_tree(tree: TreeReport) -> None:
         print(f"{_title(tree)} cannot be read: {tree.problem}")
         return
     sizes = f", {_size(tree.uncompressed)}, {_size(tree.compressed)} in the file" if tree.uncompressed else ""
-    print(f"{_title(tree)}: {tree.entries} entries{sizes}")
+    print(f"{_title(tree)}: {_number(tree.entries, 'entry', 'entries')}{sizes}")
     found = ", ".join(f"{count} {kind}" for kind, count in kinds(tree).items())
-    print(f"  {len(tree.branches)} branches: {found}")
+    print(f"  {_number(len(tree.branches), 'branch', 'branches')}: {found}")
     rows = [_row(branch) for branch in tree.branches]
     if sys.stdout.isatty():
         _print_table(rows)
     else:
         _print_columns(rows)
+
+
+def _number(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"
 
 
 def _title(tree: TreeReport) -> str:

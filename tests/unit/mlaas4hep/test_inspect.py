@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 NO_TREE_TO_READ = {
@@ -25,8 +27,13 @@ def test_every_file_is_read_or_refused_with_one_sentence_that_names_it(command, 
             assert str(path) in done.err
             assert len(done.err.splitlines()) == 1
         else:
-            assert " entries" in done.out
+            assert re.search(r": \d+ entr(y|ies)\b", done.out)
             assert "Traceback" not in done.out + done.err
+
+
+def test_one_entry_and_one_branch_are_told_in_the_singular(command, tmp_path: Path, write_tree) -> None:
+    done = command("inspect", write_tree(tmp_path / "f.root", {"x": np.array([1.0])}))
+    assert re.search(r": 1 entry,.*\n  1 branch: 1 flat\n", done.out)
 
 
 @pytest.mark.parametrize(
