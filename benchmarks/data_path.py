@@ -1,6 +1,9 @@
-"""The data path against the published algorithm, on one generated file; a Markdown table of medians of CPU seconds.
+"""The data path against the published algorithm, on one generated file; Markdown tables of CPU seconds.
 
-    python benchmarks/data_path.py [--events 400000] [--repeats 5]
+    python benchmarks/data_path.py [--events 400000] [--repeats 3] [--rounds 3]
+
+The speed of a computer varies from minute to minute: every round measures all figures once, in turns, and the ratios
+are those within a round; the tables have the median of the rounds and the least and the greatest.
 
 The file has 18 flat and 48 jagged branches of float32, zlib, whose lists fill 9 % of 1802 columns. Each figure is
 measured in a process of its own, so that memory and imports of one do not weigh on another.
@@ -19,7 +22,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -247,45 +250,66 @@ def in_process(what: str, path: Path, repeats: int, engine: str = "numba") -> An
     return json.loads(done.stdout)
 
 
-def report(events: int, repeats: int, folder: Path) -> None:
+def spread(figures: Sequence[float], form: str) -> str:
+    """Median, least and greatest of the rounds."""
+    return f"{statistics.median(figures):{form}} ({min(figures):{form}} to {max(figures):{form}})"
+
+
+def report(events: int, repeats: int, rounds: int, folder: Path) -> None:
     path, small, large = folder / "dense.root", folder / "small.root", folder / "large.root"
     generate(path, events)
-    rates = {
-        "dense rows, NumPy only": events / in_process("dense", path, repeats, "numpy"),
-        "dense rows, numba": events / in_process("dense", path, repeats),
-        "statistics, store and first epoch": events / in_process("first epoch", path, repeats),
-        "further epochs from the store": events / in_process("epochs", path, repeats),
-    }
-    reference = in_process("reference", path, repeats)
-    per_event = REFERENCE_EVENTS / reference["rows"]
-    with_specs = REFERENCE_EVENTS / (reference["rows"] + reference["specs"])
-    print(f"\n{events} events, {IDIM} columns, medians of {repeats} runs, CPU seconds\n")
+    measures = [
+        (what, "numba") for what in ("reference", "zlib", "fastest", "dense", "ingest", "first epoch", "epochs")
+    ]
+    measures.append(("dense", "numpy"))
+    # found[what, engine] has one figure a round
+    found: dict[tuple[str, str], list[Any]] = {measure: [] for measure in measures}
+    for _ in range(rounds):
+        for what, engine in measures:
+            found[what, engine].append(in_process(what, path, repeats, engine))
+    references = found.pop(("reference", "numba"))
+    rows = [REFERENCE_EVENTS / reference["rows"] for reference in references]
+    with_specs = [REFERENCE_EVENTS / (reference["rows"] + reference["specs"]) for reference in references]
+    print(f"\n{events} events, {IDIM} columns; CPU seconds; median of {rounds} rounds (least to greatest)\n")
     print("| | kHz | against the published algorithm |\n|---|---:|---:|")
-    print(f"| published algorithm, rows | {per_event / 1e3:.2f} | 1 |")
-    print(f"| published algorithm, specs and rows | {with_specs / 1e3:.2f} | 1 |")
-    for name, rate in rates.items():
-        against = with_specs if "first epoch" in name else per_event
-        print(f"| {name} | {rate / 1e3:.0f} | {rate / against:.0f} |")
-    plain, fastest = in_process("zlib", path, repeats), in_process("fastest", path, repeats)
+    print(f"| published algorithm, rows | {spread([rate / 1e3 for rate in rows], '.2f')} | 1 |")
+    print(f"| published algorithm, specs and rows | {spread([rate / 1e3 for rate in with_specs], '.2f')} | 1 |")
+    for name, measure, against in (
+        ("dense rows, NumPy only", ("dense", "numpy"), rows),
+        ("dense rows, numba", ("dense", "numba"), rows),
+        ("statistics, store and first epoch", ("first epoch", "numba"), with_specs),
+        ("further epochs from the store", ("epochs", "numba"), rows),
+    ):
+        rates = [events / seconds for seconds in found[measure]]
+        ratios = [rate / base for rate, base in zip(rates, against, strict=True)]
+        print(f"| {name} | {spread([rate / 1e3 for rate in rates], '.0f')} | {spread(ratios, '.0f')} |")
     print("\n| | CPU seconds | against decompression by zlib | by libdeflate |\n|---|---:|---:|---:|")
-    print(f"| pure decompression of the same branches, zlib | {plain:.3f} | 1 | |")
-    print(f"| the same by libdeflate, which the data path uses | {fastest:.3f} | | 1 |")
-    for name, what in (("packed ingest", "ingest"), ("dense rows", "dense")):
-        seconds = in_process(what, path, repeats)
-        print(f"| {name} | {seconds:.3f} | {seconds / plain:.2f} | {seconds / fastest:.2f} |")
+    for name, what in (
+        ("pure decompression of the same branches, zlib", "zlib"),
+        ("the same by libdeflate, which the data path uses", "fastest"),
+        ("packed ingest", "ingest"),
+        ("dense rows", "dense"),
+    ):
+        seconds = found[what, "numba"]
+        ratios = [
+            spread([one / base for one, base in zip(seconds, found[library, "numba"], strict=True)], ".2f")
+            for library in ("zlib", "fastest")
+        ]
+        print(f"| {name} | {spread(seconds, '.2f')} | {ratios[0]} | {ratios[1]} |")
     generate(small, 100_000)
     generate(large, 1_000_000)
     memory = {name: in_process("memory", file, 1) for name, file in (("100,000", small), ("1,000,000", large))}
     print("\n| events | peak of ingest (MB) | memory of an epoch (MB) |\n|---|---:|---:|")
-    for name, found in memory.items():
-        print(f"| {name} | {found['ingest']:.0f} | {found['epoch']:.0f} |")
+    for name, megabytes in memory.items():
+        print(f"| {name} | {megabytes['ingest']:.0f} | {megabytes['epoch']:.0f} |")
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=400_000)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", default="")
     parser.add_argument("--file", type=Path)
     asked = parser.parse_args()
@@ -293,7 +317,7 @@ def main() -> None:
         print(json.dumps(one(asked.one, asked.file, asked.repeats)))
         return
     with tempfile.TemporaryDirectory(prefix="data-path-") as folder:
-        report(asked.events, asked.repeats, Path(folder))
+        report(asked.events, asked.repeats, asked.rounds, Path(folder))
 
 
 if __name__ == "__main__":
