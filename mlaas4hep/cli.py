@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from mlaas4hep import __version__
+from mlaas4hep.client_commands import client_app
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.service.commands import jobs_app
 
@@ -29,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(jobs_app, name="job")
+app.add_typer(client_app, name="client")
 
 
 class ProgressMode(StrEnum):
@@ -38,6 +40,14 @@ class ProgressMode(StrEnum):
     PLAIN = "plain"
     JSON = "json"
     NONE = "none"
+
+
+class ServicePart(StrEnum):
+    """What `serve` runs."""
+
+    ALL = "all"
+    CONTROL = "control"
+    INFERENCE = "inference"
 
 
 def main() -> None:
@@ -253,6 +263,19 @@ def _read_events(path: str) -> Any:
         raise UsageError(f"The event {path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise UsageError(f"{'The event' if path == '-' else path} is not valid JSON: {error}.") from error
+
+
+@app.command()
+def serve(
+    config: Annotated[
+        Path | None, typer.Option(help="Settings; by default MLAAS4HEP_CONFIG or /etc/mlaas4hep/service.toml.")
+    ] = None,
+    part: Annotated[ServicePart, typer.Option(help="Only one part of the service.")] = ServicePart.ALL,
+) -> None:
+    """Run the service: users, jobs, models and inference over HTTP."""
+    from mlaas4hep.service.serve import serve as run
+
+    run(config, part.value)
 
 
 @app.command("example-data")

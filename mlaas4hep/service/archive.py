@@ -86,6 +86,9 @@ def unpack(archive: BinaryIO, folder: Path, bounds: Bounds) -> None:
                         f"The archive unpacks to more than {bounds.unpacked} bytes.", "Leave out what is not needed."
                     )
                 _unpack_member(tar, member, folder, reader)
+        # the sum over everything is at the end
+        while reader.read(_PIECE):
+            pass
     except (tarfile.TarError, zlib.error, EOFError, ValueError, OverflowError) as error:
         raise UsageError(f"The archive is damaged or no tar.gz ({error}).", "Make it with `tar czf`.") from error
     _leave_out_single_folder(folder)

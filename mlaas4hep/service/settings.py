@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlaas4hep.errors import UsageError
 from mlaas4hep.service.authentication import AuthenticationSettings
+from mlaas4hep.service.executors import ExecutorSettings
+from mlaas4hep.serving.settings import ServingSettings
 
 DEFAULT_FILE = Path("/etc/mlaas4hep/service.toml")
 
@@ -73,6 +75,8 @@ class Settings(BaseModel):
         listen: host and port.
         workers: processes that answer requests to the API.
         authentication: whose requests are answered.
+        executor: what runs the jobs.
+        serving: how models are served.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,8 +86,16 @@ class Settings(BaseModel):
     listen: str = Field("127.0.0.1:8080", pattern=r"^.+:[0-9]{1,5}$")
     workers: int = Field(1, ge=1)
     authentication: AuthenticationSettings
+    executor: ExecutorSettings = Field(default_factory=ExecutorSettings)
+    serving: ServingSettings = Field(default_factory=ServingSettings)
     limits: Limits = Limits()
     jobs: JobSettings = Field(default_factory=JobSettings)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port to listen at."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
 
     @property
     def database_url(self) -> str:

@@ -123,7 +123,7 @@ class Processes:
 class Running:
     """The service, and clients of its users."""
 
-    def __init__(self, folder: Path, executor: Processes, policy: Policy = PERSONAL, **options: object) -> None:
+    def __init__(self, folder: Path, executor: Processes, policy: Policy = PERSONAL, **options: Any) -> None:
         self.settings = settings(folder, **options)
         self.executor = executor
         self.app = create_app(self.settings, executor, Subjects(), lambda: policy, Starlette())
@@ -156,14 +156,14 @@ class Running:
                 thread.join()
 
 
-def settings(folder: Path, **options: object) -> Settings:
+def settings(folder: Path, **options: Any) -> Settings:
     given = {"jobs": JobSettings(interval=0.05, cpus=4, memory=2**40), "limits": Limits()} | options
     secret = folder / "token"
     return Settings(data=folder / "data", authentication=AuthenticationSettings(token_file=secret), **given)
 
 
 @contextlib.contextmanager
-def running(folder: Path, script: str = QUICK, **options: object) -> Iterator[Running]:
+def running(folder: Path, script: str = QUICK, **options: Any) -> Iterator[Running]:
     """A service whose dispatcher runs."""
     executor = Processes(script)
     service = Running(folder, executor, **options)
