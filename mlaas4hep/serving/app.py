@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mlaas4hep.errors import MlaasError
@@ -34,8 +35,14 @@ class Serving:
             lifespan=self._lifespan,
             exception_handlers=dict.fromkeys(_FAILURES, _explained) | {HTTPException: _refused},
         )
+        self._routed.router.redirect_slashes = False
         self._routed.state.predictions = self.predictions
         self._routed.state.event_files = self._files
+
+    @property
+    def routes(self) -> Sequence[Route]:
+        """All routes."""
+        return [route for route in self._routed.routes if isinstance(route, Route)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""

@@ -80,6 +80,7 @@ class EventFiles:
         """End the process."""
         if self._pool is not None:
             _end(self._pool)
+            self._pool.shutdown()
 
 
 def _end(pool: ProcessPoolExecutor) -> None:

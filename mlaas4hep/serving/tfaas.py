@@ -1,8 +1,9 @@
 """The routes of TFaaS, for its clients' scripts.
 
-`GET /models`, `POST /upload`, `DELETE /delete`, `POST /json`, `/proto`, `/image` (each also below `/predict`), `GET
-/status`; `/netron/` is in `graph`. As there, `values` are normalised and padded by the caller; `keys` names the columns
-of the input vector in any order. With `"raw": true` in its JSON a request has an event as it is in the file instead.
+`GET /models`, `POST /upload`, `DELETE /delete`, `POST /json`, `/proto`, `/image` (each also below `/predict`) and `GET
+/status`; `/netron/` is in `graph`. As there, `values` are normalised and padded by the caller. `keys` names the columns
+of the input vector in any order; null is a missing value. With `"raw": true` in its JSON a request has an event as it is
+in the file instead.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from mlaas4hep.serving.requests import body_of, bounded_form, predictions_of, us
 from mlaas4hep.serving.runtime import LoadedModel, TensorSpec
 from mlaas4hep.serving.tensors import JSON_BYTES, converted
 from mlaas4hep.serving.uploads import published
+from mlaas4hep.training.onnx_model import MASK
 
 _MESSAGE_BYTES = 2**20
 _IMAGE_BYTES = 16 * 2**20
@@ -185,22 +187,30 @@ def uploaded_params(folder: Any) -> dict[str, Any]:
 
 
 def _vector(model: LoadedModel, keys: list[str], values: list[Any]) -> dict[str, NDArray[Any]]:
-    """The input vector: values by the names of its columns, in any order."""
+    """The input vector, with its mask where the network takes it: values by the names of its columns, in any order."""
     try:
         given = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise UsageError("values has something that is no number.", "Normalise and pad, or send raw events.") from error
     if given.ndim != 1 or any(isinstance(value, str) for value in values):
         raise UsageError("values has something that is no number.", "Normalise and pad, or send raw events.")
-    spec = _only_input(model)
     columns = _columns(model)
     if columns:
         given = given[_order(keys, columns)]
+    feed = {MASK: np.isnan(given)} if MASK in model.inputs else {}
+    if model.bundle is not None:
+        given = np.where(np.isnan(given), model.bundle.schema.fill, given)
+    spec = _only_input(model)
+    feed[spec.name] = given
+    return {name: _one_row(array, model.inputs[name]) for name, array in feed.items()}
+
+
+def _one_row(values: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     shape = (1, *spec.shape[1:])
-    if given.size != np.prod(shape, dtype=np.int64):
-        raise UsageError(f"There are {given.size} values, but the model takes {list(spec.shape)}.")
+    if values.size != np.prod(shape, dtype=np.int64):
+        raise UsageError(f"There are {values.size} values, but the model takes {list(spec.shape)}.")
     with np.errstate(over="ignore"):
-        return {spec.name: converted(given, spec.dtype, spec.name).reshape(shape)}
+        return converted(values, spec.dtype, spec.name).reshape(shape)
 
 
 def _columns(model: LoadedModel) -> Sequence[str]:
@@ -228,9 +238,10 @@ def _order(keys: list[str], columns: Sequence[str]) -> list[int]:
 
 
 def _only_input(model: LoadedModel) -> TensorSpec:
-    if len(model.inputs) != 1:
-        raise UsageError(f"The model has the inputs {listing(list(model.inputs))}.", "Send raw events, or use /v2.")
-    return next(iter(model.inputs.values()))
+    inputs = [spec for spec in model.inputs.values() if spec.name != MASK]
+    if len(inputs) != 1:
+        raise UsageError(f"The model has the inputs {listing(list(model.inputs))}.", "Use /v2.")
+    return inputs[0]
 
 
 def _first_row(model: LoadedModel, outputs: Outputs) -> NDArray[Any]:
