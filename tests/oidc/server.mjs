@@ -1,11 +1,9 @@
 // The OpenID provider of the tests. Arguments: folder with node_modules, configuration file (see provider.py).
 import { readFileSync } from 'node:fs';
 import { createServer } from 'node:https';
-import { webcrypto } from 'node:crypto';
 
-globalThis.crypto ??= webcrypto; // Node.js 18
 const [modules, file] = process.argv.slice(2);
-const { Provider } = await import(`${modules}/node_modules/oidc-provider/lib/index.js`);
+const { default: Provider } = await import(`${modules}/node_modules/oidc-provider/lib/index.js`);
 const settings = JSON.parse(readFileSync(file, 'utf8'));
 const groupsOf = (account) => settings.accounts[account]?.groups ?? [];
 
