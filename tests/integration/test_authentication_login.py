@@ -22,6 +22,7 @@ from mlaas4hep.service.login import LOGIN_COOKIE, SESSION_COOKIE, BrowserLogin, 
 from mlaas4hep.service.problems import add_problem_handlers
 from tests.oidc import fixtures
 from tests.oidc.fixtures import need_provider, trusting
+from tests.oidc.issuer import KEY, Issuer, as_json, misbehaving_issuer
 from tests.oidc.provider import AUDIENCE, CLIENTS, OidcProvider, log_in, oidc_provider
 
 oidc = fixtures.oidc
@@ -343,3 +344,62 @@ def test_provider_that_has_gone(lost: tuple[Service, Browser, str], tmp_path: Pa
     _refused(browser.get(callback), 503)
     fresh = _service(service.oidc, tmp_path).browser()
     _refused(fresh.get("/login"), 503)
+
+
+@pytest.fixture
+def issuer(tmp_path: Path) -> Iterator[Issuer]:
+    with misbehaving_issuer(tmp_path) as made:
+        made.publish(
+            KEY.as_dict(private=False),
+            **{
+                name: f"{made.url}/{name}" for name in ("authorization_endpoint", "token_endpoint", "userinfo_endpoint")
+            },
+        )
+        yield made
+
+
+def _answered(issuer: Issuer, folder: Path, userinfo: dict[str, Any] | None = None, **claims: Any) -> Browser:
+    """A browser that comes back from an issuer which answers these claims."""
+    service = _service(OidcProvider(issuer.url, issuer.ca_file, KEY, folder), folder)
+    browser = service.browser()
+    query = parse_qs(urlsplit(browser.get("/login").headers["Location"]).query)
+    claims = {"aud": "public", "nonce": query["nonce"][0], "client_id": None, "wlcg.groups": None} | claims
+    issuer.answers["/token_endpoint"] = as_json({"id_token": issuer.token(**claims), "access_token": "a"})
+    if userinfo is not None:
+        issuer.answers["/userinfo_endpoint"] = as_json(userinfo)
+    browser.get(f"/login/callback?code=c&state={query['state'][0]}")
+    return browser
+
+
+def test_groups_may_come_from_userinfo(issuer: Issuer, tmp_path: Path) -> None:
+    browser = _answered(issuer, tmp_path, {"sub": "alice", "groups": ["cms"]})
+    assert browser.get("/login/session").json()["user"]["groups"] == ["/cms"]
+
+
+def test_login_gives_a_person_no_role_of_a_client_or_scope(issuer: Issuer, tmp_path: Path) -> None:
+    browser = _answered(
+        issuer, tmp_path, {"sub": "robot"}, sub="robot", scope="compute.create", client_id="robot", azp="public"
+    )
+    assert browser.get("/login/session").json()["user"]["roles"] == []
+
+
+@pytest.mark.parametrize(
+    ("userinfo", "claims"),
+    [
+        ({"sub": "bob", "groups": ["cms"]}, {}),
+        ({"groups": ["cms"]}, {}),
+        ({"sub": "alice", "groups": "cms"}, {}),
+        (None, {}),
+        ({"sub": "alice"}, {"azp": "other"}),
+        ({"sub": "alice"}, {"aud": "other"}),
+        ({"sub": "alice"}, {"aud": AUDIENCE}),
+        ({"sub": "alice"}, {"nonce": None}),
+        ({"sub": "alice"}, {"nonce": ["x"]}),
+        ({"sub": "alice"}, {"iss": "https://other.test"}),
+        ({"sub": "alice"}, {"exp": 1}),
+    ],
+)
+def test_wrong_answer_of_the_provider_begins_no_session(
+    userinfo: dict[str, Any] | None, claims: dict[str, Any], issuer: Issuer, tmp_path: Path
+) -> None:
+    assert _answered(issuer, tmp_path, userinfo, **claims).get("/login/session").status_code == 401

@@ -1,15 +1,9 @@
-"""Issuers that misbehave: what a well-behaved provider never shows comes from a small TLS server here."""
+"""Issuers that misbehave: what a well-behaved provider never shows comes from a small TLS server."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import ssl
-import threading
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,81 +15,23 @@ from mlaas4hep.service.authentication import authenticator
 from mlaas4hep.service.identity import AuthenticationError
 from mlaas4hep.service.provider import IssuerSettings, Provider, UnreachableError
 from tests.oidc.fixtures import ask, trusting
-from tests.oidc.provider import OidcProvider, make_certificate
-
-_KEY = RSAKey.generate_key(2048, {"use": "sig", "alg": "RS256"}, auto_kid=True)
-_DISCOVERY = "/.well-known/openid-configuration"
+from tests.oidc.issuer import DISCOVERY, KEY, Issuer, as_json, misbehaving_issuer
 
 
-@dataclass
-class Issuer:
-    """What the server answers: a status, headers and a body of each path."""
-
-    url: str
-    ca_file: Path
-    answers: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-    gate: threading.Event = field(default_factory=threading.Event)
-
-    def publish(self, *keys: dict[str, Any], **metadata: Any) -> None:
-        """A discovery document and these keys."""
-        document = {"issuer": self.url, "jwks_uri": f"{self.url}/jwks", **metadata}
-        self.answers = {_DISCOVERY: _json(document), "/jwks": _json({"keys": list(keys)})}
-
-    def token(self, key: RSAKey = _KEY, **changes: Any) -> str:
-        return OidcProvider(self.url, self.ca_file, key, self.ca_file.parent).token(**changes)
-
-    def provider(self, clock: list[float] | None = None, **more: Any) -> Provider:
-        settings = IssuerSettings.model_validate({"url": self.url, "audiences": ["a"], "ca_file": self.ca_file, **more})
-        return Provider(settings, (lambda: clock[0]) if clock else (lambda: 0.0))
-
-
-def _json(data: object) -> tuple[int, dict[str, str], bytes]:
-    return 200, {"Content-Type": "application/json"}, json.dumps(data).encode()
+def _provider(issuer: Issuer, clock: list[float] | None = None, **more: Any) -> Provider:
+    settings = {"url": issuer.url, "audiences": ["a"], "ca_file": issuer.ca_file, **more}
+    return Provider(IssuerSettings.model_validate(settings), (lambda: clock[0]) if clock else (lambda: 0.0))
 
 
 @pytest.fixture
 def issuer(tmp_path: Path) -> Iterator[Issuer]:
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    make_certificate(certificate, key)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            made.asked.append(self.path)
-            made.gate.wait(60)
-            status, headers, body = made.answers.get(self.path, (404, {}, b""))
-            with suppress(ConnectionError, ssl.SSLError):  # of who has read enough
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        def handle_error(self, *_: object) -> None:
-            pass
-
-    server = Server(("127.0.0.1", 0), Handler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    made = Issuer(f"https://127.0.0.1:{server.server_port}", certificate)
-    made.gate.set()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield made
-    made.gate.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with misbehaving_issuer(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
 def good(issuer: Issuer) -> Issuer:
-    issuer.publish(_KEY.as_dict(private=False))
+    issuer.publish(KEY.as_dict(private=False))
     return issuer
 
 
@@ -105,27 +41,27 @@ def _keys(provider: Provider, kid: str | None = None) -> list[str | None]:
 
 def test_well_behaved_issuer_is_accepted(good: Issuer, tmp_path: Path) -> None:
     assert ask(authenticator(trusting(good.url, good.ca_file, tmp_path)), good.token()).subject == "alice"
-    assert good.asked == [_DISCOVERY, "/jwks"]
+    assert good.asked == [DISCOVERY, "/jwks"]
 
 
 FAULTS: dict[str, dict[str, Any]] = {
-    "discovery of another issuer": {_DISCOVERY: _json({"issuer": "https://other.test", "jwks_uri": "{url}/jwks"})},
-    "discovery without jwks_uri": {_DISCOVERY: _json({"issuer": "{url}"})},
-    "jwks_uri without TLS": {_DISCOVERY: _json({"issuer": "{url}", "jwks_uri": "http://127.0.0.1/jwks"})},
-    "jwks_uri of a file": {_DISCOVERY: _json({"issuer": "{url}", "jwks_uri": "file:///etc/passwd"})},
-    "discovery that is no object": {_DISCOVERY: _json([1])},
-    "discovery that is no JSON": {_DISCOVERY: (200, {}, b"<html>")},
-    "deeply nested discovery": {_DISCOVERY: (200, {}, b"[" * 200_000)},
+    "discovery of another issuer": {DISCOVERY: as_json({"issuer": "https://other.test", "jwks_uri": "{url}/jwks"})},
+    "discovery without jwks_uri": {DISCOVERY: as_json({"issuer": "{url}"})},
+    "jwks_uri without TLS": {DISCOVERY: as_json({"issuer": "{url}", "jwks_uri": "http://127.0.0.1/jwks"})},
+    "jwks_uri of a file": {DISCOVERY: as_json({"issuer": "{url}", "jwks_uri": "file:///etc/passwd"})},
+    "discovery that is no object": {DISCOVERY: as_json([1])},
+    "discovery that is no JSON": {DISCOVERY: (200, {}, b"<html>")},
+    "deeply nested discovery": {DISCOVERY: (200, {}, b"[" * 200_000)},
     "server error": {"/jwks": (500, {}, b"")},
     "not found": {"/jwks": (404, {}, b"")},
-    "redirect": {"/jwks": (302, {"Location": "/keys"}, b""), "/keys": _json({"keys": [_KEY.as_dict(private=False)]})},
+    "redirect": {"/jwks": (302, {"Location": "/keys"}, b""), "/keys": as_json({"keys": [KEY.as_dict(private=False)]})},
     "huge keys": {"/jwks": (200, {}, b'{"keys": [], "filling": "' + b"x" * 2**20 + b'"}')},
     "compressed keys": {"/jwks": (200, {"Content-Encoding": "gzip"}, b"\x1f\x8b")},
-    "keys that are no list": {"/jwks": _json({"keys": {"kid": 1}})},
-    "keys that are no objects": {"/jwks": _json({"keys": [1, "a", None]})},
-    "no keys": {"/jwks": _json({"keys": []})},
-    "only a symmetric key": {"/jwks": _json({"keys": [{"kty": "oct", "k": "c2VjcmV0" * 8, "kid": _KEY.kid}]})},
-    "only a key for encryption": {"/jwks": _json({"keys": [{**_KEY.as_dict(private=False), "use": "enc"}]})},
+    "keys that are no list": {"/jwks": as_json({"keys": {"kid": 1}})},
+    "keys that are no objects": {"/jwks": as_json({"keys": [1, "a", None]})},
+    "no keys": {"/jwks": as_json({"keys": []})},
+    "only a symmetric key": {"/jwks": as_json({"keys": [{"kty": "oct", "k": "c2VjcmV0" * 8, "kid": KEY.kid}]})},
+    "only a key for encryption": {"/jwks": as_json({"keys": [{**KEY.as_dict(private=False), "use": "enc"}]})},
 }
 
 
@@ -151,7 +87,7 @@ def test_bad_keys_do_not_spoil_the_good_one(issuer: Issuer, tmp_path: Path) -> N
     short = RSAKey.generate_key(1024, {"use": "sig"}, auto_kid=True)
     broken = {"kty": "RSA", "n": "!", "e": "AQAB", "kid": "broken"}
     future = {"kty": "AKP", "alg": "ML-DSA-44", "pub": "AAAA", "kid": "post-quantum"}
-    issuer.publish(broken, future, {"kty": "EC"}, short.as_dict(private=False), _KEY.as_dict(private=False))
+    issuer.publish(broken, future, {"kty": "EC"}, short.as_dict(private=False), KEY.as_dict(private=False))
     service = authenticator(trusting(issuer.url, issuer.ca_file, tmp_path))
     assert ask(service, issuer.token()).subject == "alice"
     with pytest.raises(AuthenticationError):
@@ -169,13 +105,13 @@ def test_many_tokens_of_unknown_keys_at_once_are_one_fetch(good: Issuer, tmp_pat
     results = asyncio.run(storm())
     assert results[0].subject == "alice"
     assert all(isinstance(result, AuthenticationError) for result in results[1:])
-    assert good.asked == [_DISCOVERY, "/jwks"]
+    assert good.asked == [DISCOVERY, "/jwks"]
 
 
 def test_unknown_keys_are_looked_for_no_more_often_than_allowed(good: Issuer) -> None:
     clock = [100.0]
-    provider = good.provider(clock, key_refresh=10)
-    assert _keys(provider, "unknown") == [_KEY.kid]
+    provider = _provider(good, clock, key_refresh=10)
+    assert _keys(provider, "unknown") == [KEY.kid]
     for moment, fetches in ((105, 1), (109.9, 1), (110, 2), (115, 2), (121, 3)):
         clock[0] = moment
         _keys(provider, "unknown")
@@ -183,7 +119,7 @@ def test_unknown_keys_are_looked_for_no_more_often_than_allowed(good: Issuer) ->
 
 
 def test_request_that_is_given_up_does_not_end_the_fetch_of_others(good: Issuer) -> None:
-    provider = good.provider()
+    provider = _provider(good)
     good.gate.clear()
 
     async def two() -> int:
@@ -199,15 +135,15 @@ def test_request_that_is_given_up_does_not_end_the_fetch_of_others(good: Issuer)
 
 def test_withdrawn_key_is_forgotten_beside_the_requests(good: Issuer) -> None:
     clock = [100.0]
-    provider = good.provider(clock)
+    provider = _provider(good, clock)
     _keys(provider)
     new = RSAKey.generate_key(2048, auto_kid=True)
     good.publish(new.as_dict(private=False))
     clock[0] += 301
 
     async def later() -> str | None:
-        assert [key.kid for key in await provider.keys(_KEY.kid)] == [_KEY.kid]  # nobody waits for the fetch
-        while (kid := (await provider.keys(None)).keys[0].kid) == _KEY.kid:
+        assert [key.kid for key in await provider.keys(KEY.kid)] == [KEY.kid]  # nobody waits for the fetch
+        while (kid := (await provider.keys(None)).keys[0].kid) == KEY.kid:
             await asyncio.sleep(0.001)
         return kid
 
@@ -216,11 +152,11 @@ def test_withdrawn_key_is_forgotten_beside_the_requests(good: Issuer) -> None:
 
 def test_keys_outlive_a_provider_by_an_hour_only(good: Issuer) -> None:
     clock = [100.0]
-    provider = good.provider(clock)
+    provider = _provider(good, clock)
     _keys(provider)
     good.answers.clear()
     clock[0] += 3599
-    assert _keys(provider, _KEY.kid) == [_KEY.kid]
+    assert _keys(provider, KEY.kid) == [KEY.kid]
     clock[0] += 20
     with pytest.raises(UnreachableError):
-        _keys(provider, _KEY.kid)
+        _keys(provider, KEY.kid)

@@ -134,6 +134,7 @@ ATTACKS: dict[str, Callable[[OidcProvider], str]] = {
     "no audience": lambda o: o.token(aud=None),
     "empty audience": lambda o: o.token(aud=[]),
     "wrong audiences": lambda o: o.token(aud=["https://other.test", AUDIENCE + "/", AUDIENCE.upper()]),
+    "part of the audience": lambda o: o.token(aud=AUDIENCE[:-1]),
     "audience as object": lambda o: o.token(aud={AUDIENCE: True}),
     "nested audience": lambda o: o.token(aud=[[AUDIENCE]]),
     "audience for everybody": lambda o: o.token(aud=ANY_AUDIENCE),
