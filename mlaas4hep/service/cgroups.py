@@ -19,7 +19,7 @@ from mlaas4hep.errors import MlaasError
 from mlaas4hep.service.executor import Resources
 
 CONTROLLERS = ("cpu", "memory", "pids")
-_PROCESSES, _PROCESSES_PER_CPU = 1024, 256
+_PROCESSES, _PROCESSES_PER_CPU = 384, 128
 _PERIOD = 100_000  # microseconds
 _PATIENCE = 30.0  # seconds until killed processes are gone
 _REMEDY = (

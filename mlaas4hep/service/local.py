@@ -154,7 +154,17 @@ def _start_process(folder: Path, lock: int) -> None:
         raise MlaasError("The program setsid is not there.", "Install util-linux.")
     words = [setsid, "--fork", sys.executable, "-I", "-m", "mlaas4hep.service.supervisor", str(folder), str(lock)]
     with (folder / "log").open("ab") as log:
-        subprocess.run(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", pass_fds=(lock,), check=True)
+        # out of the caller's session from the first moment on, and then no child of it
+        subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            pass_fds=(lock,),
+            start_new_session=True,
+            check=True,
+        )
 
 
 def _start_unit(folder: Path) -> None:
