@@ -31,6 +31,7 @@ from mlaas4hep.errors import MlaasError
 from mlaas4hep.service.attempts import (
     Attempt,
     begun,
+    held,
     outcome_of,
     read_log,
     want_to_stop,
@@ -115,6 +116,8 @@ class SlurmExecutor:
                 record = _Record.of(task)
             if record is not None and record.job:
                 return
+        if held(task.folder):
+            raise SlurmUnavailableError("Another attempt of this job is still running.")
         write_attempt(Attempt(task, environment=self._settings.environment, scheduled=True))
         # from here on the answer may be lost: the next call then looks for a job of this name before it asks again
         _Record(task.key, account, 0).write(task)
@@ -175,11 +178,12 @@ class SlurmExecutor:
 
     def _script(self, task: Task) -> str:
         python = self._settings.python or sys.executable
-        words = [python, "-I", "-m", "mlaas4hep.service.supervisor", str(task.folder.absolute())]
-        return f"#!/bin/sh\nexec {shlex.join(words)}\n"
+        folder = task.folder.absolute()
+        words = [python, "-I", "-m", "mlaas4hep.service.supervisor", str(folder)]
+        # Slurm would replace some characters in the name of a file for the output
+        return f"#!/bin/sh\nexec >> {shlex.quote(str(folder / _OUTPUT))} 2>&1\nexec {shlex.join(words)}\n"
 
     def _description(self, task: Task) -> dict[str, Any]:
-        output = str(task.folder.absolute() / _OUTPUT)
         wanted = task.resources
         description = {
             "name": task.key,
@@ -188,11 +192,11 @@ class SlurmExecutor:
             "cpus_per_task": wanted.cpus,
             "memory_per_node": -(-wanted.memory // 2**20) + _SUPERVISOR_MIB,
             "time_limit": -(-wanted.seconds // 60) + _MARGIN_MINUTES,
-            "requeue": False,
+            # slurmrestd 22.05 takes `requeue` for true whatever its value
+            "no_requeue": True,
             "current_working_directory": "/",
             "standard_input": "/dev/null",
-            # Slurm replaces % and backslashes in names of files
-            "standard_output": output.replace("\\", "\\\\").replace("%", "%%"),
+            "standard_output": "/dev/null",
             "environment": {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"},
         }
         if wanted.gpus:
@@ -242,7 +246,8 @@ class _Rest:
         path = settings.url.removeprefix("unix:")
         socket = path if path != settings.url else None
         self._client = httpx.Client(
-            transport=httpx.HTTPTransport(uds=socket),
+            # slurmrestd may be restarted between two requests
+            transport=httpx.HTTPTransport(uds=socket, limits=httpx.Limits(max_keepalive_connections=0)),
             base_url="http://slurmrestd" if socket else settings.url,
             timeout=_REQUEST_SECONDS,
         )
@@ -276,7 +281,8 @@ class _Rest:
             self._version = self._agree(account)
         answer = self._send(method, f"/slurm/{self._version}/{path}", account, content)
         errors = answer.get("errors") or []
-        if not errors:
+        # a job that has to wait, for a node that is down for instance, has a number and an "error" that says so
+        if not errors or answer.get("job_id"):
             return answer
         number = int(errors[0].get("error_number", errors[0].get("error_code", -1)))
         text = errors[0].get("description") or errors[0].get("error") or "no reason given"
@@ -354,9 +360,11 @@ def _outcome(job: dict[str, Any], task: Task) -> Outcome:
         limit = f"{task.resources.seconds} s"
         return Outcome(State.TIME_LIMIT, f"It ran longer than the {limit} that it may.", started, ended)
     status = int(job.get("exit_code") or 0)
+    if state == "FAILED" and not job.get("nodes"):
+        return Outcome(State.FAILED, f"Slurm refused it: {job.get('state_reason')}.", started, ended)
     if state == "FAILED" and os.WIFEXITED(status) and not begun(task):
-        where = f"on the node {job.get('nodes') or '?'}"
-        return Outcome(State.FAILED, f"It could not be started {where}: {_output(task)}", started, ended)
+        reason = f"It could not be started on the node {job['nodes']}: {_output(task)}"
+        return Outcome(State.FAILED, reason, started, ended)
     return Outcome(State.INTERRUPTED, "It was stopped before its end. Submit it again.", started, ended)
 
 

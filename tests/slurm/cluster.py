@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +39,14 @@ DEVICE = Path("/dev/full")
 # the account of slurmrestd: neither root nor Slurm's own
 _REST_ACCOUNT = "daemon"
 _CONTROLLERS = ("memory", "cpuset", "freezer", "devices", "cpu", "cpuacct", "pids")
+# a folder that other accounts may not enter gets a cover, of which only the way to something inside is seen through
+_OPEN_WAY = """
+mkdir {hold}
+mount --bind {inner} {hold}
+mount -t tmpfs -o mode=755 none {closed}
+mkdir -p {inner}
+mount --move {hold} {inner}
+"""
 _GROUPS = Path("/sys/fs/cgroup")
 _DEADLINE = 60.0  # seconds for any part to become ready
 
@@ -91,6 +100,7 @@ for name in {controllers}; do
   mkdir /sys/fs/cgroup/$name
   mount -t cgroup -o $name none /sys/fs/cgroup/$name
 done
+{open_ways}
 touch {folder}/ready
 exec sleep infinity
 """
@@ -243,7 +253,9 @@ class Cluster:
         (self.folder / "hosts").write_text("127.0.0.1 localhost\n10.113.0.1 controller\n")
 
     def _start_anchor(self) -> None:
-        script = _ANCHOR.format(folder=self.folder, controllers=" ".join(_CONTROLLERS))
+        script = _ANCHOR.format(
+            folder=self.folder, controllers=" ".join(_CONTROLLERS), open_ways=_open_way(self.folder / "hold")
+        )
         words = ["unshare", "--net", "--mount", "--uts", "--pid", "--cgroup", "--fork", "--mount-proc"]
         words += ["--kill-child=SIGKILL", "sh", "-ec", script]
         groups = [_make_group(_GROUPS / name / self._group) for name in _CONTROLLERS]
@@ -285,6 +297,15 @@ def wait_until(condition: Callable[[], object], seconds: float = _DEADLINE) -> N
         time.sleep(0.1)
 
 
+def _open_way(hold: Path) -> str:
+    """Commands that let every account run this Python, which may be in somebody's home."""
+    inner = Path(sys.base_prefix)
+    for closed in (*reversed(inner.parents), inner):
+        if not closed.stat().st_mode & 0o001:
+            return _OPEN_WAY.format(hold=hold, inner=inner, closed=closed) if closed != inner else ""
+    return ""
+
+
 def _group_of(account: str) -> str:
     return str(pwd.getpwnam(account).pw_gid)
 
@@ -305,5 +326,5 @@ def _enter(folder: Path) -> None:
 def _removed(top: Path) -> bool:
     for folder, _, _ in os.walk(top, topdown=False):
         with suppress(OSError):
-            os.rmdir(folder)
+            Path(folder).rmdir()
     return not top.exists()
