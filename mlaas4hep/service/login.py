@@ -38,6 +38,11 @@ CSRF_FIELD = "csrf_token"
 _LOGIN_SECONDS = 600  # from the redirect to the provider until the user is back
 _LONGEST_PATH = 1024  # characters of the page to go on with
 _SAFE = ("GET", "HEAD", "OPTIONS")
+_FAILURES = {
+    401: "Nobody is logged in, or the login is refused.",
+    403: "The CSRF token is missing or wrong.",
+    503: "The identity provider does not answer.",
+}
 _FORM = "application/x-www-form-urlencoded"
 
 
@@ -80,10 +85,22 @@ class BrowserLogin:
         self._policy = policy
         self._clock = clock
         self.router = APIRouter(tags=["login"])
-        self.router.get("/login", status_code=303, response_class=RedirectResponse)(self._begin)
-        self.router.get("/login/callback", status_code=303, response_class=RedirectResponse)(self._finish)
-        self.router.get("/login/session", response_class=JSONResponse)(self._show)
-        self.router.post("/logout", status_code=303, response_class=RedirectResponse)(self._end)
+        for name, method, path, endpoint, status, failures in (
+            ("begin_login", "GET", "/login", self._begin, 303, (503,)),
+            ("finish_login", "GET", "/login/callback", self._finish, 303, (401, 503)),
+            ("show_session", "GET", "/login/session", self._show, 200, (401,)),
+            ("logout", "POST", "/logout", self._end, 303, (401, 403)),
+        ):
+            responses: dict[int | str, dict[str, Any]] = {code: {"description": _FAILURES[code]} for code in failures}
+            self.router.add_api_route(
+                path,
+                endpoint,
+                methods=[method],
+                name=name,
+                status_code=status,
+                responses=responses,
+                response_class=Response,
+            )
 
     async def user(self, request: Request) -> User:
         """The user of a request's session, with the roles of the present policy.
