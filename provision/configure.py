@@ -16,6 +16,7 @@ from provision.errors import ProvisionError
 from provision.framework import Framework, digest_of, further_packages
 from provision.record import Folder, Record
 from provision.share import share
+from provision.spec import PlatformSpec
 
 MARKER = "/etc/mlaas4hep/platform.json"
 """Written by the playbook as its last task: the machine itself says what it was configured with."""
@@ -43,9 +44,26 @@ def platform_variables(record: Record, framework: Framework) -> dict[str, Any]:
         "mlaas4hep_wheel": str(framework.wheel or ""),
         "mlaas4hep_version": framework.version,
         "mlaas4hep_packages": further_packages(record.spec.frameworks),
+        **_service_variables(record.spec),
     }
     variables["platform_digest"] = _configuration_digest(variables, framework)
     return variables
+
+
+def _service_variables(spec: PlatformSpec) -> dict[str, Any]:
+    if spec.service == "personal":
+        return {"mlaas4hep_service": "personal"}
+    return {
+        "mlaas4hep_service": "shared",
+        "mlaas4hep_domain": spec.domain,
+        "mlaas4hep_issuer": spec.iam,
+        "mlaas4hep_client_id": spec.client_id,
+        "mlaas4hep_policy": spec.policy or "",
+        "web_proxy_domain": spec.domain,
+        "web_proxy_tls": "own" if spec.certificate else spec.tls,
+        "web_proxy_certificate": spec.certificate or "",
+        "web_proxy_key": spec.certificate_key or "",
+    }
 
 
 def _configuration_digest(variables: dict[str, Any], framework: Framework) -> str:
@@ -55,6 +73,9 @@ def _configuration_digest(variables: dict[str, Any], framework: Framework) -> st
     lock = Path(variables["mlaas4hep_lock"])
     wheel = digest_of([framework.wheel], framework.wheel.parent) if framework.wheel else framework.version
     words = {k: v for k, v in variables.items() if k not in {"mlaas4hep_wheel", "mlaas4hep_lock"}}
+    for name in ("mlaas4hep_policy", "web_proxy_certificate", "web_proxy_key"):
+        if words.get(name):
+            words[name] = digest_text(Path(words[name]).read_text(encoding="utf-8"))
     return f"{digest_of([*files, lock], base)}-{wheel}-{digest_text(json.dumps(words, sort_keys=True))}"
 
 

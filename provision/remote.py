@@ -7,6 +7,7 @@ import os
 import pwd
 import shlex
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -236,6 +237,28 @@ class Remote:
                 asked = time.monotonic()
             time.sleep(0.25)
 
+    @contextlib.contextmanager
+    def tunnel(self, port: int) -> Iterator[int]:
+        """A port of this computer's loopback that leads to a port of the machine's, over a connection of its own.
+
+        Raises ConnectionLostError when the machine is not reached.
+        """
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            here = int(probe.getsockname()[1])
+        options = ["-F", str(self.folder.ssh_config), "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes"]
+        words = ["ssh", *options, "-N", "-L", f"127.0.0.1:{here}:127.0.0.1:{port}", self.folder.name]
+        with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as ssh:
+            try:
+                while not _listens(here):
+                    if ssh.poll() is not None:
+                        assert ssh.stderr is not None  # noqa: S101  (asked for above)
+                        self._raise_for(LOST_CONNECTION, ssh.stderr.read(), words, check=True)
+                    time.sleep(0.05)
+                yield here
+            finally:
+                ssh.terminate()
+
     def interactive(self, words: Sequence[str]) -> int:
         """Hand the terminal over to ssh; returns its exit status."""
         command = [
@@ -246,6 +269,11 @@ class Remote:
             *(["--", shlex.join(words)] if words else []),
         ]
         return subprocess.run(command, check=False).returncode
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class RemoteError(ProvisionError):

@@ -7,15 +7,29 @@ import hashlib
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from provision.errors import UsageError
 
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,29}$"
 
 JUMP_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(@[A-Za-z0-9][A-Za-z0-9.-]*)?(:\d{1,5})?$"
+
+DOMAIN_PATTERN = r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
+
+WEB_PORTS = (80, 443)
+"""What a shared service is reached by; port 80 only redirects, and proves the domain to an ACME CA."""
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(m|g|t)?(?:i?b)?\s*$", re.IGNORECASE)
 _GIGABYTES = {"m": 1 / 1024, "g": 1.0, "t": 1024.0}
@@ -91,6 +105,17 @@ def _library(value: str) -> str:
     return value
 
 
+def _file(value: str) -> str:
+    """The absolute path of a file on this computer."""
+    path = Path(value).expanduser().absolute()
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    return str(path)
+
+
+File = Annotated[str, AfterValidator(_file)]
+
+
 def _gpu(value: object) -> object:
     return Gpu.parse(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else value
 
@@ -102,6 +127,10 @@ class PlatformSpec(BaseModel):
     (`USER@HOST[:PORT]`). `frameworks` names machine-learning frameworks that the platform must have: of LIBRARIES, or
     paths of their wheels on this computer. `mlaas4hep` is the MLaaS4HEP that is installed: empty for the one that this
     toolkit came with, else a released version or the path of a wheel.
+
+    `service` is `personal`, for one user who reaches it over SSH, or `shared`: under `domain`, for whoever has a token
+    of the OpenID Connect issuer `iam` for `client_id`, as the file `policy` allows. Its certificate is from an ACME CA,
+    from a CA of its own (`tls`), or given (`certificate` and `certificate_key`, files on this computer).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -119,6 +148,32 @@ class PlatformSpec(BaseModel):
     jump: Annotated[str | None, Field(pattern=JUMP_PATTERN)] = None
     frameworks: tuple[Annotated[str, AfterValidator(_library)], ...] = ()
     mlaas4hep: str = ""
+    service: Literal["personal", "shared"] = "personal"
+    domain: Annotated[str | None, Field(pattern=DOMAIN_PATTERN, max_length=253)] = None
+    iam: Annotated[str | None, Field(pattern=r"^https://[^\s?#]+$")] = None
+    client_id: Annotated[str | None, Field(pattern=r"^[\x21-\x7e]+$")] = None
+    policy: File | None = None
+    tls: Literal["acme", "internal"] = "acme"
+    certificate: File | None = None
+    certificate_key: File | None = None
+
+    @model_validator(mode="after")
+    def _service_is_complete(self) -> Self:
+        required = {"domain": self.domain, "iam": self.iam, "client_id": self.client_id}
+        optional = {"policy": self.policy, "certificate": self.certificate, "certificate_key": self.certificate_key}
+        if self.service == "shared":
+            if lacking := [name for name, value in required.items() if not value]:
+                raise ValueError(f"a shared service needs {' and '.join(lacking)}")
+            if bool(self.certificate) != bool(self.certificate_key):
+                raise ValueError("certificate and certificate_key belong together")
+        elif given := [name for name, value in (required | optional).items() if value]:
+            raise ValueError(f"{' and '.join(given)}: only a shared service has that (service: shared)")
+        return self
+
+    @property
+    def open_ports(self) -> tuple[int, ...]:
+        """TCP ports that are reached from outside, beside that of SSH."""
+        return tuple(dict.fromkeys((*self.ports, *(WEB_PORTS if self.service == "shared" else ()))))
 
     def digest(self) -> str:
         """Short digest of all wishes, to see whether two specs ask for the same platform."""

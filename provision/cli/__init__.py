@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from provision.cli import create, jobs, platforms
+from provision.cli import create, jobs, platforms, service
 from provision.cli.context import console
 from provision.errors import ProvisionError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 create.register(app)
 platforms.register(app)
 jobs.register(app)
+service.register(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -37,6 +37,22 @@ def create(
     mlaas4hep: str | None = typer.Option(
         None, metavar="VERSION|WHEEL", help="Released version or wheel of MLaaS4HEP.  [this toolkit's]"
     ),
+    service: str | None = typer.Option(
+        None, metavar="personal|shared", help="Who uses the platform: you over SSH, or many by HTTPS.  [personal]"
+    ),
+    domain: str | None = typer.Option(None, help="Shared service: its DNS name, which must lead to the machine."),
+    iam: str | None = typer.Option(None, metavar="URL", help="Shared service: OpenID Connect issuer of its users."),
+    client_id: str | None = typer.Option(None, help="Shared service: its client, and audience, at the issuer."),
+    policy: str | None = typer.Option(
+        None, metavar="FILE", help="Shared service: who may do what.  [whoever has a token submits and predicts]"
+    ),
+    tls: str | None = typer.Option(
+        None,
+        metavar="acme|internal",
+        help="Shared service: its certificate, from Let's Encrypt or a CA of its own.  [acme]",
+    ),
+    certificate: str | None = typer.Option(None, metavar="FILE", help="Shared service: a certificate of yours, PEM."),
+    certificate_key: str | None = typer.Option(None, metavar="FILE", help="Shared service: its private key, PEM."),
     bare: bool = typer.Option(False, "--bare", help="The machine only: apply no roles."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan and end."),
@@ -64,6 +80,14 @@ def create(
         "jump": jump,
         "frameworks": framework or None,
         "mlaas4hep": mlaas4hep,
+        "service": service,
+        "domain": domain,
+        "iam": iam,
+        "client_id": client_id,
+        "policy": policy,
+        "tls": tls,
+        "certificate": certificate,
+        "certificate_key": certificate_key,
     }
     wishes |= {field: value for field, value in given.items() if value is not None}
     if "name" not in wishes:
@@ -89,6 +113,8 @@ def create(
     out.say(f"  ssh {record.name}                       log in")
     if record.state == "ready":
         out.say(f"  provision train {record.name} FOLDER    train a model there")
+        if wanted.domain:
+            out.say(f"  https://{wanted.domain}   the service, once the name leads to {where}")
     out.say(f"  provision delete {record.name}          remove everything that was made")
 
 

@@ -73,8 +73,8 @@ class LocalCloud(Cloud):
         }
         if gpus:
             facts["gpu"] = ", ".join(card.model for card in gpus)
-        if spec.ports:
-            ports = ", ".join(map(str, spec.ports))
+        if spec.open_ports:
+            ports = ", ".join(map(str, spec.open_ports))
             facts["ports"] = f"{ports}: open to this computer, which alone reaches the machine"
         return facts
 

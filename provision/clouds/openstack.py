@@ -656,7 +656,9 @@ def _missing_rules(group: Any, spec: PlatformSpec) -> list[tuple[int, str]]:
         for rule in group.security_group_rules
         if rule["direction"] == "ingress" and rule["protocol"] == "tcp"
     }
-    return [key for port in (22, *spec.ports) for family in ("IPv4", "IPv6") if (key := (port, family)) not in have]
+    return [
+        key for port in (22, *spec.open_ports) for family in ("IPv4", "IPv6") if (key := (port, family)) not in have
+    ]
 
 
 def _user_data(platform: Platform) -> str:

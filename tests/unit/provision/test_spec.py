@@ -32,6 +32,20 @@ def test_time_to_live(written, duration):
     assert make_spec({"name": "p", "ttl": written}).ttl == duration
 
 
+SHARED = {"name": "p", "service": "shared", "domain": "a.org", "iam": "https://iam.example.org/", "client_id": "c"}
+
+
+def test_a_shared_service_is_reached_by_https():
+    assert make_spec({"name": "p", "ports": [8888]}).open_ports == (8888,)
+    assert make_spec({**SHARED, "ports": [443, 8888]}).open_ports == (443, 8888, 80)
+
+
+def test_a_certificate_comes_with_its_key(tmp_path):
+    (tmp_path / "cert.pem").touch()
+    with pytest.raises(UsageError, match="belong together"):
+        make_spec({**SHARED, "certificate": str(tmp_path / "cert.pem")})
+
+
 @pytest.mark.parametrize(
     ("written", "model", "count"),
     [("T4", "T4", 1), ("A100:2", "A100", 2), (":2", "", 2), ("2", "", 2), (2, "", 2), ("any", "", 1), ("any:3", "", 3)],
@@ -53,6 +67,11 @@ def test_gpu_demands(written, model, count):
         ({"name": "p", "cpus": 0}, "cpus"),
         ({"name": "p", "ports": [70000]}, "ports.0"),
         ({"name": "p", "jump": "-oProxyCommand=sh"}, "USER@HOST"),
+        ({"name": "p", "service": "shared", "domain": "ml.example.org"}, "needs iam and client_id"),
+        ({"name": "p", "domain": "ml.example.org"}, "domain: only a shared service has that"),
+        ({"name": "p", "service": "shared", "domain": "-x", "iam": "https://i", "client_id": "c"}, "domain"),
+        ({"name": "p", "service": "shared", "domain": "a.org", "iam": "http://i", "client_id": "c"}, "iam"),
+        ({"name": "p", "policy": "/nowhere.toml"}, "there is no file /nowhere.toml"),
         ({"name": "p", "flavour": "big"}, "there is no field 'flavour'"),
         ({"name": "p", "frameworks": ["tourch"]}, "no framework 'tourch'; did you mean torch?"),
         ({"name": "p", "frameworks": ["fortran"]}, "known are keras, sklearn, torch, xgboost, or the path of a wheel"),

@@ -1,0 +1,43 @@
+"""A platform's HTTP service as seen from here: a shared one by its public address, a personal one through SSH."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from provision.record import Record, write_private
+from provision.remote import Remote
+
+PORT = 8080
+"""Where a platform's service listens, on its loopback only."""
+TOKEN = "/var/lib/mlaas4hep/token"  # noqa: S105  (the file that holds it)
+
+
+@contextmanager
+def reached(record: Record, remote: Remote) -> Iterator[dict[str, str]]:
+    """The environment in which `mlaas4hep client` reaches the platform's service, for as long as this is open.
+
+    The token of a personal platform is kept in a file that only this user can read. For a shared one the user's own
+    token counts (see `mlaas4hep client --help`).
+
+    Raises RemoteError when the platform has no service, ConnectionLostError when the tunnel cannot be made.
+    """
+    if record.spec.domain:
+        yield {"MLAAS4HEP_URL": f"https://{record.spec.domain}"}
+        return
+    with tempfile.TemporaryDirectory(prefix="provision-") as private:
+        token = Path(private) / "token"
+        write_private(token, remote.run(["sudo", "cat", TOKEN]).encode())
+        with remote.tunnel(PORT) as port:
+            yield {"MLAAS4HEP_URL": f"http://127.0.0.1:{port}", "MLAAS4HEP_TOKEN_FILE": str(token)}
+
+
+def run_client(words: Sequence[str], environment: dict[str, str]) -> int:
+    """Run `mlaas4hep client` with these words; returns its exit status."""
+    command = [sys.executable, "-m", "mlaas4hep.cli", "client", *words]
+    return subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
