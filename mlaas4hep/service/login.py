@@ -114,7 +114,7 @@ class BrowserLogin:
             if not sent and request.headers.get("Content-Type", "").partition(";")[0].strip().lower() == _FORM:
                 sent = str((await request.form()).get(CSRF_FIELD, ""))
             if not _same(sent, csrf):
-                raise NotPermittedError("The request does not come from a page of this service: its CSRF token lacks.")
+                raise NotPermittedError("The CSRF token is missing or not that of this session.")
         return self._policy().user(claims)
 
     async def _begin(self, next: str = "/") -> Response:

@@ -24,7 +24,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from mlaas4hep.errors import UsageError
 from mlaas4hep.service.identity import AuthenticationError
 
-_TIMEOUT = 5.0  # seconds for a whole request
+_TIMEOUT = 10.0  # seconds for a whole request
 _LARGEST_ANSWER = 256 * 1024  # bytes
 _MOST_KEYS = 100
 _KEYS_FRESH = 300.0  # seconds after which keys are fetched again, beside the requests
