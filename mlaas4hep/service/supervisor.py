@@ -210,7 +210,9 @@ class _Supervision:
         account = _account(self._task)
         if account is not None:
             places = [str(self._folder / "input"), str(work)]
-            subprocess.run(["chown", "-R", "--no-dereference", f"{account}:{account}", *places], check=True)
+            # what it has already stays untouched: the store of an earlier attempt goes by the times of its files
+            change = ["chown", "--no-dereference", f"{account}:{account}", "{}", "+"]
+            subprocess.run(["find", *places, "!", "-user", str(account), "-exec", *change], check=True)
         group = self._group()
         limits = own_group() if self._attempt.scheduled else group
         self._started = now()
