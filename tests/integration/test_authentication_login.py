@@ -322,8 +322,9 @@ def test_unsafe_methods_need_the_csrf_token_of_the_session(service: Service, bro
 def test_changed_policy_holds_for_open_sessions(service: Service, browser: Browser) -> None:
     service.log_in(browser)
     (service.folder / "policy.toml").write_text('[groups."/cms"]\nroles = ["serve"]\n')
+    deadline = time.monotonic() + 60
     while browser.get("/login/session").json()["user"]["roles"] != ["serve"]:  # looked at once a second
-        pass
+        assert time.monotonic() < deadline
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_request_that_is_given_up_does_not_end_the_fetch_of_others(good: Issuer)
         good.gate.set()
         return len(list(await second))
 
-    assert asyncio.run(two()) == 1
+    assert asyncio.run(asyncio.wait_for(two(), 60)) == 1
 
 
 def test_withdrawn_key_is_forgotten_beside_the_requests(good: Issuer) -> None:
@@ -147,7 +147,7 @@ def test_withdrawn_key_is_forgotten_beside_the_requests(good: Issuer) -> None:
             await asyncio.sleep(0.001)
         return kid
 
-    assert asyncio.run(later()) == new.kid
+    assert asyncio.run(asyncio.wait_for(later(), 60)) == new.kid
 
 
 def test_keys_outlive_a_provider_by_an_hour_only(good: Issuer) -> None:
