@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from mlaas4hep.errors import UsageError
@@ -159,19 +160,15 @@ def _resources(wanted: OriginalSubmission) -> JobResources:
         raise UsageError(f"{wanted.memory!r} is no amount of memory.", "Write it like 3gb.")
     if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,3})?", wanted.cpus) or float(wanted.cpus) <= 0:
         raise UsageError(f"{wanted.cpus!r} is no number of CPUs.", "Write it like 2.")
-    return checked_resources(
-        cpus=-int(-float(wanted.cpus) // 1),
-        memory=int(memory[1]) * _UNITS[memory[2].lower()],
-        gpus=int(wanted.device == "gpu"),
-    )
-
-
-def checked_resources(**amounts: int) -> JobResources:
-    """Raises UsageError for amounts that no job can have."""
-    for name, amount in amounts.items():
-        if amount > 2**50:
-            raise UsageError(f"{amount} is too much ({name}).", "Ask for less.")
-    return JobResources(**amounts)
+    try:
+        return JobResources(
+            cpus=math.ceil(float(wanted.cpus)),
+            memory=int(memory[1]) * _UNITS[memory[2].lower()],
+            gpus=int(wanted.device == "gpu"),
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise UsageError(f"{first['loc'][0]} is wrong: {first['msg']}.") from error
 
 
 def _status(row: JobRow) -> str:

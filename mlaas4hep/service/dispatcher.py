@@ -83,7 +83,7 @@ def choose(
 
 
 def _fits(need: Need, room: Need) -> bool:
-    return all(wanted <= there for wanted, there in zip(need, room, strict=True))
+    return all(wanted <= max(there, 0) for wanted, there in zip(need, room, strict=True))
 
 
 def _minus(left: Need, right: Need) -> Need:
