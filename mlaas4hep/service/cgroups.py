@@ -110,7 +110,7 @@ def make_group(name: str, resources: Resources) -> ControlGroup:
             folder.mkdir(exist_ok=True)
         group.limit(resources)
     except OSError as error:
-        raise MlaasError(f"Limits cannot be enforced here: {error.filename}: {error.strerror}.", _REMEDY) from error
+        raise MlaasError(f"Limits cannot be enforced here: {error}.", _REMEDY) from error
     return group
 
 

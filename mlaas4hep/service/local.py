@@ -169,7 +169,7 @@ def _start_process(folder: Path, lock: int) -> None:
 
 def _start_unit(folder: Path) -> None:
     """Start the supervisor's unit; returns when it holds the folder's lock."""
-    words = ["systemctl", "start", f"mlaas4hep-job@{folder.name}.service"]
+    words = ["systemctl", "--no-ask-password", "start", f"mlaas4hep-job@{folder.name}.service"]
     try:
         done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     except OSError as error:
