@@ -166,7 +166,18 @@ def wrk(folder: Path, address: str, load: Load, token: str, seconds: int) -> tup
         + "\nf:close()\nwrk.method='POST'\n"
         + "\n".join(lines)
     )
-    words = ["wrk", "-t1", f"-c{load.clients}", f"-d{seconds}", "--latency", "-s", str(script), address + load.path]
+    words = [
+        "wrk",
+        "-t1",
+        f"-c{load.clients}",
+        f"-d{seconds}",
+        "--timeout",
+        "30s",
+        "--latency",
+        "-s",
+        str(script),
+        address + load.path,
+    ]
     told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in told or "Socket errors" in told:
         raise SystemExit(f"{load.what}: {told}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -51,6 +53,11 @@ class Serving:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         settings = self.predictions.settings
+        for name in ("onnx", "onnxruntime"):
+            importlib.import_module(name)
+        # what is there for good is not searched for garbage again and again
+        gc.collect()
+        gc.freeze()
         listening = await rpc.start(self.predictions, settings.host, settings.grpc_port) if settings.grpc_port else None
         try:
             yield

@@ -2,8 +2,8 @@
 
 `GET /models`, `POST /upload`, `DELETE /delete`, `POST /json`, `/proto`, `/image` (each also below `/predict`) and `GET
 /status`; `/netron/` is in `graph`. As there, `values` are normalised and padded by the caller. `keys` names the columns
-of the input vector in any order; null is a missing value. With `"raw": true` in its JSON a request has an event as it is
-in the file instead.
+of the input vector in any order; null is a missing value. With `"raw": true` in its JSON a request has an event as it
+is in the file instead.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ async def models(request: Request) -> Response:
         }
         path = predictions.repository.path(facts, facts.preference[0])
         entry["timestamp"] = time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC", time.gmtime(path.stat().st_mtime))
-        found.append(entry | uploaded_params(path))
+        found.append(entry | uploaded_params(path) | {"name": entry["name"]})
     return response(ok(found or None))
 
 

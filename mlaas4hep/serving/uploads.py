@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tarfile
 import tempfile
@@ -18,6 +19,7 @@ from mlaas4hep.names import listing
 from mlaas4hep.service.identity import User
 from mlaas4hep.serving.answers import TooLargeError
 from mlaas4hep.serving.checks import check_network, write_upload
+from mlaas4hep.serving.conversions import convert
 from mlaas4hep.serving.predictions import Predictions
 from mlaas4hep.serving.repository import NAME
 from mlaas4hep.serving.requests import bounded_form
@@ -53,9 +55,9 @@ async def published(request: Request, predictions: Predictions, user: User) -> t
         else:
             archive = place / "archive"
             await _saved(request, archive, largest)
-            parts = await predictions.runtime.in_thread(_of_archive, archive, place, largest)
+            parts = await asyncio.to_thread(_of_archive, archive, place, largest)
             name = ""
-        return await predictions.runtime.in_thread(_publish, predictions, user, name, parts, place)
+        return await asyncio.to_thread(_publish, predictions, user, name, parts, place)
 
 
 def _publish(predictions: Predictions, user: User, name: str, parts: _Parts, place: Path) -> tuple[str, int]:
@@ -65,14 +67,11 @@ def _publish(predictions: Predictions, user: User, name: str, parts: _Parts, pla
         raise UsageError(f"{name[:100]!r} is no name for a model.", "Use letters, digits, - and _.")
     if params.get("name", name) != name:
         raise UsageError(f"The form has the name {name}, but params.json has {str(params['name'])[:100]}.")
-    if parts.model.suffix != ".onnx":
-        raise UsageError(
-            f"{parts.model.name} is no ONNX model.", "Convert it (python -m tf2onnx.convert) and upload the .onnx file."
-        )
-    check_network(parts.model)
+    network = parts.model if parts.model.suffix == ".onnx" else convert(parts.model, params, place)
+    check_network(network)
     ready = place / "ready"
     ready.mkdir()
-    parts.model.rename(ready / MODEL_FILE)
+    network.rename(ready / MODEL_FILE)
     labels = tuple(line.strip() for line in parts.labels.decode("utf-8", "replace").splitlines() if line.strip())
     write_upload(ready, {key: params[key] for key in _OPTIONS if key in params}, labels)
     return name, predictions.repository.publish(user.key, name, ready)
