@@ -17,6 +17,7 @@ from tests.conftest import REPOSITORY, Command
 from tests.devcloud.fixtures import TestCloud, listing
 from tests.integration.killed import killed
 
+DOMAIN = "ml.example.org"
 DATA = REPOSITORY.parent / "shared" / "data"
 
 
@@ -58,6 +59,27 @@ def training_folder(command: Command, folder: Path) -> tuple[Path, float]:
     return folder, 0.81
 
 
+def the_shared_service_answers(provision: Command, ca: Path) -> None:
+    """By HTTPS and its name, to whoever has a token, and to nobody else."""
+    address = json.loads(provision("show", "whole", "--json"))["access"]["host"]
+    ca.write_text(provision("ssh", "whole", "--", "sudo", "cat", f"/etc/web-proxy/internal/{DOMAIN}/ca.pem"))
+
+    def get(path: str, *words: str) -> str:
+        asked = ["curl", "-sS", "--cacert", ca, "--resolve", f"{DOMAIN}:443:{address}", "-w", " %{http_code}", *words]
+        done = subprocess.run([*asked, f"https://{DOMAIN}{path}"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert get("/ready") == "ok\n 200"
+    assert get("/api/v1/me").endswith(" 401")
+    assert get("/api/v1/me", "-H", "Authorization: Bearer a.b.c").endswith(" 401")
+    assert get("/v2").endswith(" 401")
+    closed = subprocess.run(
+        ["curl", "-sS", "-m", "5", f"http://{address}:8080/ready"], capture_output=True, check=False
+    )
+    assert closed.returncode in (7, 28)  # refused, or no answer
+
+
 @pytest.mark.cloud
 def test_create_train_fetch_and_delete_on_openstack(user_home: Path, openstack_cloud: TestCloud, tmp_path: Path):
     provision = Command(user_home, OS_CLIENT_CONFIG_FILE=str(openstack_cloud.config))
@@ -67,7 +89,8 @@ def test_create_train_fetch_and_delete_on_openstack(user_home: Path, openstack_c
     entry = yaml.safe_load(Path(openstack_cloud.config).read_text())["clouds"][cloud]
     secrets = [v for k, v in entry["auth"].items() if "secret" in k or "password" in k or "token" in k]
     assert secrets
-    create = ["create", "whole", "--cloud", cloud, "--ttl", "1d", "--yes"]
+    shared = ["--service", "shared", "--domain", DOMAIN, "--iam", "https://iam.example.org/", "--client-id", "ml"]
+    create = ["create", "whole", "--cloud", cloud, "--ttl", "1d", *shared, "--tls", "internal", "--yes"]
     with watching_processes(secrets) as seen:
         provision(*create)
         again = provision.run(*create)
@@ -78,6 +101,7 @@ def test_create_train_fetch_and_delete_on_openstack(user_home: Path, openstack_c
         assert "test auc" in log
         model = tmp_path / "model"
         provision("fetch", "whole", "--to", str(model))
+    the_shared_service_answers(provision, tmp_path / "ca.pem")
     metrics = json.loads((model / "metrics.json").read_text())
     assert metrics["final"]["test"]["auc"] >= auc
     assert json.loads(provision("jobs", "whole", "--json"))[0]["state"] == "finished"
@@ -156,6 +180,15 @@ class TestOnThisComputer:
         assert set(answer["probabilities"]) == {"0", "1"}
         assert sum(answer["probabilities"].values()) == pytest.approx(1)
         assert answer["probabilities"][answer["label"]] >= 0.5
+
+    def test_the_service_is_used_through_ssh(self, ready: Command, tmp_path: Path):
+        folder = tmp_path / "served"
+        subprocess.run(["mlaas4hep", "example-data", folder, "--events", "2000"], env=ready.environment, check=True)
+        assert "local" in ready("client", "here", "me", "--json")
+        job = json.loads(ready("client", "here", "submit", str(folder), "--json"))
+        ready("client", "here", "logs", "-f", job["id"])
+        assert json.loads(ready("client", "here", "status", job["id"], "--json"))["state"] == "finished"
+        assert "probabilities" in ready("client", "here", "predict", "served", str(folder / "event.json"))
 
     def test_a_training_goes_on_without_connection_and_can_be_cancelled(self, ready: Command, tmp_path: Path):
         folder = tmp_path / "long"
