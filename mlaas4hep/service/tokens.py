@@ -59,9 +59,8 @@ class Verifier:
         self._audiences = frozenset(audiences)
         self._skew = clock_skew
         self._clock = clock
-        self._algorithms = provider.settings.algorithms
         # headers that nobody knows are ignored, as RFC 7515 has it; `crit` is refused below
-        self._registry = jws.JWSRegistry(algorithms=self._algorithms, strict_check_header=False)
+        self._registry = jws.JWSRegistry(algorithms=provider.settings.algorithms, strict_check_header=False)
 
     async def verify(self, token: str) -> dict[str, Any]:
         """The verified payload. Raises AuthenticationError."""
@@ -75,7 +74,7 @@ class Verifier:
         self._check(payload)
         keys = await self._provider.keys(kid)
         try:
-            valid = jws.validate_compact(signed, keys, self._algorithms, self._registry)
+            valid = jws.validate_compact(signed, keys, registry=self._registry)
         except Exception as error:  # whatever a library thinks of a hostile token: it proves nothing
             raise AuthenticationError("The token's signature cannot be verified.") from error
         if not valid:

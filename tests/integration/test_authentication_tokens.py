@@ -128,6 +128,7 @@ ATTACKS: dict[str, Callable[[OidcProvider], str]] = {
     "exp infinite": lambda o: _raw(o, _payload(o, exp=math.inf)),
     "exp as list": lambda o: o.token(exp=[NOW() + 300]),
     "nbf in the future": lambda o: o.token(nbf=NOW() + 3600),
+    "nbf true": lambda o: o.token(nbf=True),
     "nbf as text": lambda o: o.token(nbf="now"),
     "iat in the future": lambda o: o.token(iat=NOW() + 3600),
     "wrong audience": lambda o: o.token(aud="https://other.test"),
