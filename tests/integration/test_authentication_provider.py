@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from joserfc.jwk import RSAKey
+from joserfc import jwt
+from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from mlaas4hep.service import provider as provider_module
 from mlaas4hep.service.authentication import authenticator
@@ -16,6 +18,7 @@ from mlaas4hep.service.identity import AuthenticationError
 from mlaas4hep.service.provider import IssuerSettings, Provider, UnreachableError
 from tests.oidc.fixtures import ask, trusting
 from tests.oidc.issuer import DISCOVERY, KEY, Issuer, as_json, misbehaving_issuer
+from tests.oidc.provider import AUDIENCE
 
 
 def _provider(issuer: Issuer, clock: list[float] | None = None, **more: Any) -> Provider:
@@ -42,6 +45,27 @@ def _keys(provider: Provider, kid: str | None = None) -> list[str | None]:
 def test_well_behaved_issuer_is_accepted(good: Issuer, tmp_path: Path) -> None:
     assert ask(authenticator(trusting(good.url, good.ca_file, tmp_path)), good.token()).subject == "alice"
     assert good.asked == [DISCOVERY, "/jwks"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "key"),
+    [
+        ("ES256", ECKey.generate_key("P-256", auto_kid=True)),
+        ("ES384", ECKey.generate_key("P-384", auto_kid=True)),
+        ("PS256", RSAKey.generate_key(2048, auto_kid=True)),
+        ("Ed25519", OKPKey.generate_key("Ed25519", auto_kid=True)),
+    ],
+)
+def test_algorithm_counts_where_it_is_allowed(
+    algorithm: str, key: RSAKey | ECKey | OKPKey, issuer: Issuer, tmp_path: Path
+) -> None:
+    issuer.publish(key.as_dict(private=False))
+    claims = {"iss": issuer.url, "sub": "alice", "aud": AUDIENCE, "exp": time.time() + 300}
+    token = jwt.encode({"alg": algorithm, "kid": key.kid}, claims, key, [algorithm])
+    allowing = authenticator(trusting(issuer.url, issuer.ca_file, tmp_path, {"algorithms": [algorithm]}))
+    assert ask(allowing, token).subject == "alice"
+    with pytest.raises(AuthenticationError):
+        ask(authenticator(trusting(issuer.url, issuer.ca_file, tmp_path, {"algorithms": ["RS256"]})), token)
 
 
 FAULTS: dict[str, dict[str, Any]] = {
