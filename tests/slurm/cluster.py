@@ -72,7 +72,7 @@ SelectTypeParameters=CR_CPU_Memory
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
 SlurmdTimeout={node_seconds}
 KillWait=5
-MessageTimeout=5
+BatchStartTimeout=5
 MinJobAge={forget_seconds}
 JobRequeue=0
 ReturnToService=2
