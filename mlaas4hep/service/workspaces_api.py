@@ -21,8 +21,18 @@ from mlaas4hep.service.workspaces import FileInfo, WorkspaceInfo
 router = APIRouter(prefix="/workspaces", tags=["workspaces"])
 Name = Annotated[str, InPath(max_length=61, examples=["higgs"])]
 _PIECE = 2**18
-_GZIP = {"requestBody": {"required": True, "content": {"application/gzip": {"schema": {"type": "string"}}}}}
-_BYTES = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
+_GZIP = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/gzip": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+_BYTES = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
 
 
 class NewWorkspace(BaseModel):

@@ -44,7 +44,8 @@ BOB = User("https://iam.example", "bob", "Bob", ("/cms/higgs",), frozenset({Role
 ADMIN = User("https://iam.example", "admin", "Admin", (), frozenset({Role.ADMINISTER}))
 READER = User("https://iam.example", "reader", "Reader", (), frozenset({Role.SERVE}))
 GUEST = User("https://iam.example", "guest", "Guest")
-USERS = {user.subject: user for user in (ALICE, BOB, ADMIN, READER, GUEST)}
+ROOT = User("https://iam.example", "root", "Root", ("/cms",), frozenset(Role))
+USERS = {user.subject: user for user in (ALICE, BOB, ADMIN, READER, GUEST, ROOT)}
 
 
 class Subjects:
@@ -199,8 +200,8 @@ def upload(client: httpx.Client, name: str = "higgs", files: dict[str, bytes | s
     assert answer.status_code == 200, answer.text
 
 
-def submit(client: httpx.Client, name: str = "higgs", **more: object) -> dict:
-    answer = client.post("/api/v1/jobs", json={"workspace": name, **more})
+def submit(client: httpx.Client, workspace: str = "higgs", **more: object) -> dict:
+    answer = client.post("/api/v1/jobs", json={"workspace": workspace, **more})
     assert answer.status_code == 201, answer.text
     return answer.json()
 

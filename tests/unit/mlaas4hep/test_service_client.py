@@ -1,0 +1,187 @@
+"""The Python client and its commands, against a running service."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from mlaas4hep.client import Client, ServiceError, find_token
+from mlaas4hep.errors import MlaasError, UsageError
+from tests.unit.mlaas4hep.service_parts import WORKFLOW, Running, running
+
+
+@pytest.fixture
+def service(tmp_path):
+    with running(tmp_path / "service") as service:
+        yield service
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    folder = tmp_path / "higgs"
+    folder.mkdir()
+    for name, text in WORKFLOW.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def client(service: Running):
+    with Client(service.url, lambda: "alice") as client:
+        yield client
+
+
+def test_a_job_from_beginning_to_end(client: Client, folder: Path, tmp_path: Path):
+    assert client.me()["subject"] == "alice"
+    assert client.upload("higgs", folder)["files"] == 4
+    assert client.upload_file("higgs", folder / "model.py", "sub/other.py")["path"] == "sub/other.py"
+    assert "sub/other.py" in [file["path"] for file in client.files("higgs")]
+    job = client.submit("higgs", parameters={"epochs": 1})
+    assert [told["event"] for told in client.progress(job["id"])] == ["epoch", "finished"]
+    assert client.wait(job["id"])["state"] == "finished"
+    assert client.job("higgs_1")["id"] == job["id"]
+    assert "".join(client.follow_log(job["id"])) == client.log(job["id"]) == "training of 2 files\n"
+    client.fetch(job["id"], tmp_path / "model")
+    assert (tmp_path / "model" / "bundle.json").is_file()
+    with pytest.raises(UsageError, match="exists"):
+        client.fetch(job["id"], tmp_path / "model")
+    client.fetch_model("higgs", 1, tmp_path / "again")
+    assert client.card("higgs", 1)["card"] == "# A card\n"
+    assert client.share("higgs", ["/cms"])["groups"] == ["/cms"]
+    assert client.promote("higgs", 1)["default"] == 1
+    assert client.resubmit(job["id"])["process_name"] == "higgs_2"
+    client.cancel(job["id"])
+    assert [found["process_name"] for found in client.jobs()] == ["higgs_2", "higgs_1"]
+    client.delete_job(job["id"])
+    client.delete_model("higgs", 1)
+    client.delete_workspace("higgs")
+    assert client.workspaces() == []
+
+
+def test_refusals_have_the_service_s_words(client: Client):
+    with pytest.raises(ServiceError, match="nothing of this name") as refused:
+        client.submit("nothing")
+    assert refused.value.status == 404
+    with pytest.raises(ServiceError, match="no job"):
+        client.job("nothing_1")
+
+
+@pytest.mark.parametrize("url", ["http://ml.example.org", "ftp://x", "x", "", "http://[::1"])
+def test_a_token_is_never_sent_in_the_clear(url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MLAAS4HEP_URL", raising=False)
+    with pytest.raises(UsageError):
+        Client(url, lambda: "secret")
+
+
+def test_the_token_comes_from_file_environment_or_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("MLAAS4HEP_TOKEN", "MLAAS4HEP_TOKEN_FILE", "OIDC_ACCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match="no token"):
+        find_token()
+    agent = tmp_path / "oidc-token"
+    agent.write_text('#!/bin/sh\n[ "$2" = mine ] && echo of-agent || { echo "no such account" >&2; exit 1; }\n')
+    agent.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("OIDC_ACCOUNT", "other")
+    with pytest.raises(UsageError, match="no such account"):
+        find_token()
+    monkeypatch.setenv("OIDC_ACCOUNT", "mine")
+    assert find_token() == "of-agent"
+    (tmp_path / "token").write_text("of-file\n")
+    monkeypatch.setenv("MLAAS4HEP_TOKEN_FILE", str(tmp_path / "token"))
+    assert find_token() == "of-file"
+    monkeypatch.setenv("MLAAS4HEP_TOKEN", "of-environment")
+    assert find_token() == "of-environment"
+
+
+class Unreliable:
+    """A way to the service that breaks some connections: before the request arrives, or before the answer does."""
+
+    def __init__(self, port: int, broken: list[str]) -> None:
+        self._port = port
+        self._broken = broken
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            near, _ = self._listener.accept()
+            with near:
+                data = b""
+                while b"\r\n\r\n" not in data and (piece := near.recv(65536)):
+                    data += piece
+                if not data:
+                    return
+                how = self._broken.pop(0) if self._broken else ""
+                if how == "request":
+                    continue
+                head, _, body = data.partition(b"\r\n\r\n")
+                with socket.create_connection(("127.0.0.1", self._port)) as far:
+                    far.sendall(head + b"\r\nConnection: close\r\n\r\n" + body)
+                    near.settimeout(0.3)
+                    try:
+                        while piece := near.recv(65536):
+                            far.sendall(piece)
+                    except TimeoutError:
+                        pass
+                    answer = b""
+                    while piece := far.recv(65536):
+                        answer += piece
+                if how != "answer":
+                    near.sendall(answer)
+
+    def end(self) -> None:
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        socket.create_connection((host, int(port))).close()
+        self._thread.join()
+        self._listener.close()
+
+
+def test_a_submission_whose_answer_is_lost_is_repeated_and_happens_once(service: Running, folder: Path):
+    with Client(service.url, lambda: "alice") as direct:
+        direct.upload("higgs", folder)
+        way = Unreliable(int(service.url.rpartition(":")[2]), ["answer", "request"])
+        try:
+            with Client(way.url, lambda: "alice") as client:
+                job = client.submit("higgs")
+        finally:
+            way.end()
+        assert [found["id"] for found in direct.jobs()] == [job["id"]]
+
+
+def test_a_cancellation_is_not_repeated(service: Running):
+    way = Unreliable(int(service.url.rpartition(":")[2]), ["answer"])
+    try:
+        with Client(way.url, lambda: "alice") as client, pytest.raises(MlaasError, match="does not answer"):
+            client.cancel("j00000000000000000000")
+    finally:
+        way.end()
+
+
+def test_the_commands(service: Running, folder: Path, tmp_path: Path, command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLAAS4HEP_URL", service.url)
+    monkeypatch.setenv("MLAAS4HEP_TOKEN", "alice")
+    monkeypatch.chdir(tmp_path)
+    assert command("client", "submit", folder, "-p", "epochs=3", "--memory", "1GB").out.startswith("higgs_1 ")
+    job = json.loads(command("client", "status", "higgs_1", "--json").out)
+    assert job["resources"]["memory"] == 2**30
+    assert command("client", "logs", "-f", "higgs_1").out == "training of 2 files\n"
+    assert "finished" in command("client", "jobs").out
+    assert command("client", "fetch", "higgs_1").out == "higgs_1\n"
+    assert (tmp_path / "higgs_1" / "bundle.json").is_file()
+    assert "1 versions" in command("client", "models", "list").out
+    assert command("client", "models", "card", "higgs", "1").out == "# A card\n\n"
+    assert "model.py" in command("client", "workspaces", "files", "higgs").out
+    assert command("client", "workspaces", "delete", "higgs").status == 0
+    wrong = command("client", "submit", "nothing")
+    assert (wrong.status, wrong.out) == (1, "")
+    assert wrong.err == "mlaas4hep: There is nothing of this name.\n"
+    assert command("client", "submit", folder, "--memory", "much").status == 2
+    monkeypatch.setenv("MLAAS4HEP_TOKEN", "wrong")
+    assert "The token is not valid" in command("client", "me").err
