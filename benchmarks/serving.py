@@ -1,10 +1,10 @@
 """The inference server under load: a 29-128-64-1 dense network, authentication on; a Markdown table.
 
-    python benchmarks/serving.py [--seconds 10] [--folder FOLDER] [--triton PYTHON]
+    python benchmarks/serving.py [--seconds 10] [--workers N] [--folder FOLDER] [--only TEXT]
 
 Needs wrk (Debian's package) and Keras. The network is trained on generated events and published as any model is; the
-server runs with one worker a processor, and wrk on the same computer. `--triton` names a Python that has
-nvidia-pytriton, onnxruntime and numpy, and measures the same network there, one client, without authentication.
+server runs with one worker a processor, wrk on the same computer. The last column is what the server's processes use
+of the processors for a request, whatever else runs there.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def output_names(model: LoadedModel, raw: bool) -> list[str]:
 
 def is_raw(model: LoadedModel, tensors: Tensors) -> bool:
     """Whether the tensors are raw events rather than the network's own inputs."""
-    return model.bundle is not None and not any(name in model.inputs for name in tensors)
+    return model.bundle is not None and model.inputs.keys().isdisjoint(tensors)
 
 
 def planned(model: LoadedModel, tensors: Tensors, most: int) -> tuple[int, Callable[[], dict[str, NDArray[Any]]]]:

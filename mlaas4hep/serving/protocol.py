@@ -7,6 +7,7 @@ else, and every doubt, goes uvicorn's own way.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -39,9 +40,15 @@ class _Request:
 class InferenceProtocol(HttpToolsProtocol):
     """A connection; the application has to have `predictions`."""
 
+    # one timer a connection looks after connections that are kept for nothing, instead of a new one a request
+    _looking: asyncio.TimerHandle | None = None
+    _answered_at = 0.0
+    _reading = False
+
     def on_message_begin(self) -> None:
         """Forget the last request."""
         super().on_message_begin()
+        self._reading = True
         self._short: _Request | None = None
         self._body = bytearray()
 
@@ -60,6 +67,7 @@ class InferenceProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Answer, or go uvicorn's way after all."""
+        self._reading = False
         if self._short is not None:
             answer = self._answered(self._short)
             if answer is not None:
@@ -106,14 +114,25 @@ class InferenceProtocol(HttpToolsProtocol):
         return predictions.at_once(user, request.model, plan)
 
     def _send(self, answer: Answer) -> None:
-        lines = [_STATUS[answer.status]]
-        for name, value in self.server_state.default_headers:
-            lines += [name, b": ", value, b"\r\n"]
-        for key, text in answer.headers.items():
-            lines.append(f"{key}: {text}\r\n".encode())
-        lines += [b"content-length: %d\r\n\r\n" % len(answer.body), answer.body]
-        self.transport.write(b"".join(lines))
-        self.on_response_complete()
+        headers = "".join([f"{name}: {value}\r\n" for name, value in answer.headers.items()]).encode()
+        end = b"content-length: %d\r\n\r\n" % len(answer.body)
+        self.transport.write(b"".join([_STATUS[answer.status], headers, end, answer.body]))
+        self.server_state.total_requests += 1
+        self._answered_at = self.loop.time()
+        if self._looking is None:
+            self._looking = self.loop.call_later(self.timeout_keep_alive, self._look)
+
+    def _look(self) -> None:
+        """Close the connection if nothing has come since the last answer; uvicorn's own way has its own timer."""
+        self._looking = None
+        busy = self.cycle is not None and not self.cycle.response_complete
+        if busy or self._reading or self.timeout_keep_alive_task is not None or self.transport.is_closing():
+            return
+        left = self._answered_at + self.timeout_keep_alive - self.loop.time()
+        if left <= 0:
+            self.transport.close()
+        else:
+            self._looking = self.loop.call_later(left, self._look)
 
 
 def _at_once(asked: Coroutine[Any, Any, User]) -> User | None:
