@@ -7,12 +7,14 @@ dies, one request fails and the next one gets a new process.
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import resource
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from mlaas4hep.data.blocks import Block, joined
 from mlaas4hep.data.schema import Schema
@@ -29,6 +31,7 @@ FORMS = {
     "application/vnd.root": "root",
 }
 _MEMORY = 4 * 2**30  # address space of the process beyond what it starts with
+_SLACK = 30.0  # seconds for the process to begin
 _BRANCH_BYTES = 512 * 2**20
 
 
@@ -42,6 +45,7 @@ class EventFiles:
     def __init__(self, settings: ServingSettings) -> None:
         self._settings = settings
         self._pool: ProcessPoolExecutor | None = None
+        self._turn = asyncio.Lock()
 
     async def block(self, model: LoadedModel, form: str, content: bytes, tree: str) -> Block:
         """The branches that a model reads, of all entries of a file.
@@ -62,15 +66,19 @@ class EventFiles:
             raise UsageError("The model takes no raw events.", "Send its own inputs to infer.")
         tree = tree or model.bundle.tree
         arguments = (model.bundle.schema, FORMS[form], content, tree, self._settings.events)
+        # one at a time: a process that has to be ended takes nobody else's file with it
+        async with self._turn:
+            return await self._read(arguments)
+
+    async def _read(self, arguments: tuple[Any, ...]) -> Block:
         pool = self._pool = self._pool or ProcessPoolExecutor(
             1, mp_context=multiprocessing.get_context("spawn"), initializer=_bounded
         )
-        reading = asyncio.get_running_loop().run_in_executor(pool, read_block, *arguments)
         try:
-            return await asyncio.wait_for(reading, self._settings.seconds)
+            reading = asyncio.get_running_loop().run_in_executor(pool, read_block, *arguments)
+            return await asyncio.wait_for(reading, _SLACK + self._settings.seconds)
         except (BrokenProcessPool, TimeoutError) as error:
-            if self._pool is pool:
-                self._pool = None
+            self._pool = None
             _end(pool)
             if isinstance(error, TimeoutError):
                 raise TooSlowError("Reading the file takes longer than it may.", "Send fewer events.") from error
@@ -78,9 +86,13 @@ class EventFiles:
 
     def close(self) -> None:
         """End the process."""
-        if self._pool is not None:
-            _end(self._pool)
-            self._pool.shutdown()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            _end(pool)
+            pool.shutdown()
+            # its semaphores go with it: uvicorn ends by a signal, after which nothing is tidied up
+            del pool
+            gc.collect()
 
 
 def _end(pool: ProcessPoolExecutor) -> None:

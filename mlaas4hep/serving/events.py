@@ -66,7 +66,12 @@ class EventReader:
         if not isinstance(data, list):
             raise UsageError("The body is no JSON object and no list of them.", 'Write [{"branch": value, ...}, ...].')
         columns = self._pivoted(data) if data and self._common else None
-        return events_block(self.schema, data) if columns is None else Block(0, len(data), columns)
+        if columns is not None:
+            return Block(0, len(data), columns)
+        try:
+            return events_block(self.schema, data)
+        except RecursionError as error:
+            raise UsageError("The events have lists within lists without end.") from error
 
     def _explain(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Say which names are wrong or missing; branches of the training files that are no input may be there."""

@@ -45,6 +45,7 @@ _CONTENTS = {
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
 }
+_CALLS = 1000  # at once; more are refused
 Handler = Callable[[Any, str], Awaitable[Any]]
 
 
@@ -55,7 +56,7 @@ async def start(predictions: Predictions, host: str, port: int) -> Any:
     """
     largest = predictions.settings.body
     options = [("grpc.max_receive_message_length", largest), ("grpc.max_send_message_length", -1)]
-    server = grpc.aio.server(options=[*options, ("grpc.so_reuseport", 1)])
+    server = grpc.aio.server(options=[*options, ("grpc.so_reuseport", 1)], maximum_concurrent_rpcs=_CALLS)
     service = InferenceService(predictions)
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(

@@ -293,6 +293,18 @@ def test_damaged_files_of_events_are_one_sentence(served: Path, client: httpx.Cl
         assert "Traceback" not in answer.text
 
 
+def test_no_event_at_all_is_no_failure_of_the_server(served: Path, client: httpx.Client) -> None:
+    nothing = {name: array[:0] for name, array in as_tensors([EVENT]).items()}
+    nothing |= {f"{name}:offsets": np.array([0]) for name in LISTS}
+    answer = client.post("/v2/models/trees/infer", content=in_binary(nothing)[0], headers=in_binary(nothing)[1])
+    assert output(answer).shape == (0, 2)
+    body, headers = in_binary({"x": np.empty((0, 4), np.float32)})
+    assert output(client.post("/v2/models/dense/infer", content=body, headers=headers), "y").shape == (0, 3)
+    assert client.post("/v2/models/trees/events", content=b"[{" * 2000).status_code == 400
+    deep = b'[{"MET_pt": ' + b"[" * 900 + b"]" * 900 + b"}]"
+    assert client.post("/v2/models/trees/events", content=deep).status_code == 400
+
+
 def test_a_file_without_an_input_is_explained(client: httpx.Client) -> None:
     content = parquet(pa.table({"MET_pz": [1.0], "nMuon": [1]}))
     headers = {"Content-Type": "application/vnd.apache.parquet"}
