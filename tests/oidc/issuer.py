@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,12 +23,13 @@ DISCOVERY = "/.well-known/openid-configuration"
 
 @dataclass
 class Issuer:
-    """What the server answers: a status, headers and a body of each path."""
+    """What the server answers: status, headers and body of each path; the bodies of `endless` ones go on for ever."""
 
     url: str
     ca_file: Path
     answers: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    endless: set[str] = field(default_factory=set)
     gate: threading.Event = field(default_factory=threading.Event)
 
     def publish(self, *keys: dict[str, Any], **metadata: Any) -> None:
@@ -45,8 +47,8 @@ def as_json(data: object) -> tuple[int, dict[str, str], bytes]:
 
 
 @contextmanager
-def misbehaving_issuer(folder: Path) -> Iterator[Issuer]:
-    """A TLS server on loopback; it answers GET and POST alike."""
+def misbehaving_issuer(folder: Path, scheme: str = "https") -> Iterator[Issuer]:
+    """A server on loopback; it answers GET and POST alike."""
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     make_certificate(certificate, key)
 
@@ -61,6 +63,9 @@ def misbehaving_issuer(folder: Path) -> Iterator[Issuer]:
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
+                while self.path in made.endless:
+                    self.wfile.write(b" ")
+                    time.sleep(0.01)
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -76,13 +81,17 @@ def misbehaving_issuer(folder: Path) -> Iterator[Issuer]:
     server = Server(("127.0.0.1", 0), Handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    made = Issuer(f"https://127.0.0.1:{server.server_port}", certificate)
+    if scheme == "https":
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    made = Issuer(f"{scheme}://127.0.0.1:{server.server_port}", certificate)
     made.gate.set()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield made
-    made.gate.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield made
+    finally:
+        made.gate.set()
+        made.endless.clear()
+        server.shutdown()
+        thread.join()
+        server.server_close()
