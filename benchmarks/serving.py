@@ -23,13 +23,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 WIDTH, ROWS, MODEL = 29, 1000, "dense"
+_WARM_SECONDS = 5
 NAMES = [f"x{i:02}" for i in range(WIDTH)]
 
 
