@@ -149,9 +149,10 @@ def shortage() -> str:
 
 @cache
 def _require_bubblewrap() -> None:
-    if not shutil.which("bwrap", path=_PROGRAMS):
+    program = shutil.which("bwrap", path=_PROGRAMS)
+    if program is None:
         raise MlaasError("The program bwrap is not there.", _INSTALL)
-    told = subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=False).stdout
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
     version = tuple(int(number) for number in re.findall(r"\d+", told))
     if version < _OLDEST:
         raise MlaasError(f"{told.strip() or 'This bwrap'} is too old.", _INSTALL)

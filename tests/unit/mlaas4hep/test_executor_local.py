@@ -24,7 +24,7 @@ from mlaas4hep.service.jobs import read_json, write_json
 from mlaas4hep.service.local import LocalExecutor, LocalSettings
 from tests.debian import lacking
 
-DEADLINE = 120.0
+DEADLINE = 300.0
 MEGABYTE = 2**20
 
 
@@ -476,3 +476,15 @@ def test_a_task_may_use_the_network_when_it_is_allowed_to(executor: LocalExecuto
         allowed = Task(task.key, task.folder, resources=task.resources, network=True)
         _, log = run(executor, allowed)
     assert "connected" in log
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_root_runs_a_task_as_the_account_that_is_asked_for(executor: LocalExecutor, make: Make) -> None:
+    task = make("import os\nprint('account', os.getuid(), os.getgroups())\n1/0\n")
+    _, log = run(executor, Task(task.key, task.folder, account="nobody", resources=task.resources))
+    assert "account 65534 []" in log
+    for account, complaint in (("root", "Jobs are not run as root."), ("x-y-z", "This computer has no account x-y-z.")):
+        other = make("print('ran')\n", f"other-{account}")
+        outcome, log = run(executor, Task(other.key, other.folder, account=account, resources=other.resources))
+        assert (outcome.state, outcome.reason) == (State.FAILED, complaint)
+        assert "ran" not in log
