@@ -114,7 +114,7 @@ def status_docker(process_name: Process, user: Submitter, service: TheService) -
     return {"process_name": process_name, "status": _status(row), "state": row.state, "reason": row.reason}
 
 
-@router.api_route("/logs", methods=["GET"], response_class=StreamingResponse)
+@router.get("/logs", response_class=StreamingResponse)
 def logs(process_name: Process, user: Submitter, service: TheService) -> Response:
     """What a process has printed."""
     row = service.submissions.find_process(user, process_name)

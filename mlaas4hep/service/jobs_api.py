@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Response
 from fastapi import Path as InPath
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from mlaas4hep.service.access import Service, Submitter, TheService
 from mlaas4hep.service.archive import open_plain, pack
@@ -87,7 +87,7 @@ class JobView(BaseModel):
 class JobList(BaseModel):
     """Some jobs, the newest first; `next` is the cursor of the next page, null after the last."""
 
-    jobs: list[JobView] = Field(examples=[[]])
+    jobs: list[JobView]
     next: str | None
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 WAITING, HANDING, HANDED, ENDED = "waiting", "handing", "handed", "ended"
 _BRANCH = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_ORPHAN_SECONDS = 3600.0
+_ORPHAN_SECONDS = 24 * 3600.0
 
 
 class JobResources(BaseModel):
@@ -293,9 +293,10 @@ class Submissions:
         """The job's folder."""
         return self._folder / row.key
 
-    def sweep(self) -> None:
-        """Remove the folders that killed submissions have left."""
-        limit = time.time() - _ORPHAN_SECONDS
+    def sweep(self, before: float | None = None) -> None:
+        """Remove what killed submissions and uploads have left, from before a time since the epoch (a day ago)."""
+        limit = time.time() - _ORPHAN_SECONDS if before is None else before
+        self._workspaces.sweep(limit)
         for path in self._folder.iterdir():
             with suppress(FileNotFoundError):
                 if path.stat().st_ctime < limit and self._unknown(path.name):

@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from mlaas4hep.client import Client, ServiceError
+from mlaas4hep.data.schema import Schema
 from mlaas4hep.errors import MlaasError
 from mlaas4hep.example.generate import write_example
 from mlaas4hep.service.cgroups import make_group
@@ -275,10 +276,10 @@ def test_the_curl_session_of_the_original_works_line_by_line(platform: Platform,
     curl(*token, "-o", tmp_path / "luca_1.tar.gz", f"{host}/model?process_name=luca_1")
     with tarfile.open(tmp_path / "luca_1.tar.gz") as tar:
         assert "bundle.json" in tar.getnames()
-        schema = json.loads(tar.extractfile("schema.json").read())  # type: ignore[union-attr]
+        names = Schema.model_validate_json(tar.extractfile("schema.json").read()).names
     [served] = json.loads(curl(*token, f"{host}/models"))
     assert served["name"] == "luca_1"
-    (tmp_path / "predict.json").write_text(json.dumps({"values": [0.5] * len(schema["width"]), "model": "luca_1"}))
+    (tmp_path / "predict.json").write_text(json.dumps({"keys": names, "values": [0.5] * len(names), "model": "luca_1"}))
     scores = json.loads(
         curl(
             *token,

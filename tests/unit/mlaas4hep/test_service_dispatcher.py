@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -155,6 +156,16 @@ def test_an_executor_that_refuses_a_job_fails_only_that_job(service: Running, mo
     service.service.dispatcher.step()
     assert (row(service, bad).state, row(service, bad).reason) == ("failed", "It has no such GPU.")
     assert row(service, good).phase == HANDED
+
+
+def test_a_folder_without_a_job_is_swept_when_it_is_old(service: Running):
+    [key] = give(service)
+    jobs = service.settings.data / "jobs"
+    (jobs / "j-orphan").mkdir()
+    service.service.submissions.sweep()
+    assert {path.name for path in jobs.iterdir()} == {key, "j-orphan"}
+    service.service.submissions.sweep(before=time.time() + 1)
+    assert {path.name for path in jobs.iterdir()} == {key}
 
 
 def test_one_of_two_services_dispatches(tmp_path):
