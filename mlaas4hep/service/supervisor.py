@@ -207,6 +207,7 @@ class _Supervision:
         """Train in the sandbox; raises what ends it, and returns when there is a model."""
         work = self._folder / "work"
         work.mkdir(exist_ok=True)
+        _bring_kernels(work / "numba")
         account = _account(self._task)
         if account is not None:
             places = [str(self._folder / "input"), str(work)]
@@ -337,6 +338,13 @@ def _account(task: Task) -> int | None:
             raise MlaasError("Jobs are not run as root.")
         return number
     return _FIRST_ACCOUNT + zlib.crc32(os.fsencode(task.folder.name)) % _ACCOUNTS
+
+
+def _bring_kernels(target: Path) -> None:
+    """Give the job its own copy of the compiled kernels: code that jobs share must not be written by any of them."""
+    compiled = Path(os.environ.get("NUMBA_CACHE_DIR") or "/nonexistent")
+    if compiled.is_dir() and not target.exists():
+        shutil.copytree(compiled, target)
 
 
 def _appended(path: Path) -> IO[bytes]:

@@ -256,7 +256,7 @@ while True:
     try:
         os.fork()
     except OSError:
-        time.sleep(1)
+        time.sleep(1000)
 """
     task = make(code, memory=4000 * MEGABYTE)
     executor.submit(task)
@@ -476,6 +476,27 @@ def test_a_task_may_use_the_network_when_it_is_allowed_to(executor: LocalExecuto
         allowed = Task(task.key, task.folder, resources=task.resources, network=True)
         _, log = run(executor, allowed)
     assert "connected" in log
+
+
+def test_compiled_kernels_are_brought_along_and_cannot_be_changed_for_others(
+    executor: LocalExecutor, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = tmp_path / "kernels"
+    kernels.mkdir()
+    (kernels / "one.nbc").write_text("compiled")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(kernels))
+    code = """
+import os
+from pathlib import Path
+mine = Path(os.environ["NUMBA_CACHE_DIR"], "one.nbc")
+print(mine.read_text())
+mine.write_text("changed")
+print(mine.read_text())
+1 / 0
+"""
+    _, log = run(executor, make(code))
+    assert "compiled\nchanged\n" in log
+    assert (kernels / "one.nbc").read_text() == "compiled"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

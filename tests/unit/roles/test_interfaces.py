@@ -150,8 +150,15 @@ def test_the_job_unit_is_what_the_executor_expects() -> None:
     variables = read(CHECKOUT / "roles/mlaas4hep/vars/main.yml")
     filled = [line.replace("{{ __mlaas4hep_prefix }}", variables["__mlaas4hep_prefix"]) for line in lines]
     filled = [line.replace("{{ __mlaas4hep_home }}", variables["__mlaas4hep_home"]) for line in filled]
-    assert "ExecStart=/opt/mlaas4hep/venv/bin/mlaas4hep job run %i" in filled
-    assert "ExecStopPost=+/opt/mlaas4hep/venv/bin/mlaas4hep job ended %i" in filled
-    assert "StandardOutput=append:/var/lib/mlaas4hep/jobs/%i/log" in filled
-    assert "Environment=MLAAS4HEP_HOME=/var/lib/mlaas4hep" in filled
-    assert "User=mlaas4hep" in filled
+    supervisor = "/opt/mlaas4hep/venv/bin/python -I -m mlaas4hep.service.supervisor /var/lib/mlaas4hep/jobs/%i"
+    assert f"ExecStart={supervisor}" in filled
+    # it tells when it holds the lock, makes groups in the unit's, records what used up its memory, and makes sandboxes
+    assert {"Type=notify", "Delegate=cpu memory pids", "OOMPolicy=continue", "User=mlaas4hep"} <= set(filled)
+    masking = (
+        "ProtectControlGroups",
+        "ProtectKernelTunables",
+        "ProtectKernelLogs",
+        "ProtectHostname",
+        "RestrictNamespaces",
+    )
+    assert not [line for line in filled if line.startswith(masking)]
