@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import orjson
 from starlette.responses import Response
 
@@ -22,8 +22,7 @@ class TooLargeError(MlaasError):
     """A body is larger than it may be (HTTP 413)."""
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What is sent back; `header_length` is the size of the JSON before binary tensors."""
 
     status: int

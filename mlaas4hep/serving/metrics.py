@@ -12,7 +12,6 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 REQUESTS = Counter("mlaas4hep_serving_requests", "Requests answered with predictions", ["protocol"])
 ROWS = Counter("mlaas4hep_serving_rows", "Events or rows predicted")
-SECONDS = Counter("mlaas4hep_serving_seconds", "Time spent in predictions")
 FAILED_LOADS = Counter("mlaas4hep_serving_failed_loads", "Models that could not be loaded")
 EVICTIONS = Counter("mlaas4hep_serving_evictions", "Models that made room for others")
 LOADED_BYTES = Gauge("mlaas4hep_serving_loaded_bytes", "Memory of the loaded models", multiprocess_mode="livesum")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 from numpy.typing import NDArray
@@ -27,8 +26,7 @@ from mlaas4hep.training.metrics import decide
 Outputs = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """A prediction that is about to be made.
 
     Attributes:
@@ -91,9 +89,8 @@ class Predictions:
 
     async def outputs(self, protocol: str, model: LoadedModel, rows: int, work: Callable[[], Outputs]) -> Outputs:
         """Do the work of a plan."""
-        started = time.perf_counter()
         outputs = work() if model.quick(rows) else await self.runtime.in_thread(work)
-        _counted(protocol, rows, started)
+        _counted(protocol, rows)
         return outputs
 
     def at_once(self, user: User, name: str, plan: Planner) -> Answer | None:
@@ -105,9 +102,8 @@ class Predictions:
             chosen = plan(model)
             if not model.quick(chosen.rows):
                 return None
-            started = time.perf_counter()
             outputs = chosen.work()
-            _counted(chosen.protocol, chosen.rows, started)
+            _counted(chosen.protocol, chosen.rows)
             return chosen.tell(outputs)
         except Exception as error:
             return failed(error)
@@ -118,7 +114,8 @@ class Predictions:
         def plan(model: LoadedModel) -> Plan:
             request = decode(body, header_length)
             rows, work = planned(model, request.tensors, self.settings.events)
-            names = wanted(output_names(model, is_raw(model, request.tensors)), request)
+            raw = is_raw(model, request.tensors)
+            names = wanted(output_names(model, raw), request)
             return Plan("http", model, rows, work, lambda outputs: _tensors(request, name, model, names, outputs))
 
         return plan
@@ -150,18 +147,16 @@ class Predictions:
 
 
 def _tensors(request: InferenceRequest, name: str, model: LoadedModel, names: list[str], outputs: Outputs) -> Answer:
-    chosen = {output: np.ascontiguousarray(outputs[output]) for output in names}
-    body, length = encode(request, name, model.version_text, chosen)
+    body, length = encode(request, name, model.version_text, {output: outputs[output] for output in names})
     return Answer(200, body) if length is None else Answer(200, body, "application/octet-stream", length)
 
 
 _predicted = {name: metrics.REQUESTS.labels(name) for name in ("http", "events", "grpc", "tfaas")}
 
 
-def _counted(protocol: str, rows: int, started: float) -> None:
+def _counted(protocol: str, rows: int) -> None:
     _predicted[protocol].inc()
     metrics.ROWS.inc(rows)
-    metrics.SECONDS.inc(time.perf_counter() - started)
 
 
 def _told(model: LoadedModel, outputs: Outputs) -> Answer:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mlaas4hep.service.identity import User
@@ -27,8 +27,7 @@ _HEADERS = frozenset({b"authorization", b"content-length", b"content-type", b"in
 _REFUSED = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"content-encoding"})
 
 
-@dataclass(frozen=True)
-class _Request:
+class _Request(msgspec.Struct, frozen=True):
     """What the headers of a request say that may go the short way."""
 
     model: str
@@ -85,8 +84,7 @@ class InferenceProtocol(HttpToolsProtocol):
         if matched is None or self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
             return None
         found: dict[bytes, bytes] = {}
-        for name, value in self.headers:
-            key = name.lower()
+        for key, value in self.headers:
             if key in _REFUSED or key in found:
                 return None
             if key in _HEADERS:

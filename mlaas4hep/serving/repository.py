@@ -87,6 +87,7 @@ class Repository:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._cache: dict[str, tuple[tuple[int, int], ModelFacts]] = {}
+        self._places: dict[tuple[str, str], tuple[str, str]] = {}
 
     def publish(self, namespace: str, name: str, folder: Path) -> int:
         """Copy a model folder as the next version; it appears completely or not at all.
@@ -141,15 +142,22 @@ class Repository:
 
         Raises UnknownModelError when there is none that the user may see.
         """
+        namespace, inner = self._places.get((user.key, name)) or self._place(user, name)
+        facts = self.facts(namespace, inner)
+        if facts is None or not facts.versions or not facts.visible(user):
+            raise UnknownModelError(name)
+        return facts
+
+    def _place(self, user: User, name: str) -> tuple[str, str]:
         namespace, dot, inner = name.partition(".")
         if not dot:
             namespace, inner = user.key, name
         if not NAME.fullmatch(inner) or not NAME.fullmatch(namespace):
             raise UnknownModelError(name)
-        facts = self.facts(namespace, inner)
-        if facts is None or not facts.versions or not facts.visible(user):
-            raise UnknownModelError(name)
-        return facts
+        if len(self._places) >= _MOST_CACHED:
+            self._places.clear()
+        self._places[user.key, name] = (namespace, inner)
+        return namespace, inner
 
     def models(self, user: User) -> list[ModelFacts]:
         """The models that a user may see, own ones first, by name."""

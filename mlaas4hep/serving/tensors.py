@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -70,8 +69,7 @@ class _Request(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Request)
 
 
-@dataclass(frozen=True)
-class InferenceRequest:
+class InferenceRequest(msgspec.Struct, frozen=True):
     """What is asked for.
 
     Attributes:
@@ -123,7 +121,7 @@ def decode(body: bytes | bytearray, header_length: int | None) -> InferenceReque
 def _array(item: _Input, body: bytes | bytearray, start: int) -> tuple[NDArray[Any], int]:
     """The values of an input, and where the next binary one begins."""
     dtype = dtype_of(item.datatype, item.name)
-    if len(item.shape) > _MOST_DIMENSIONS or any(size < 0 for size in item.shape):
+    if len(item.shape) > _MOST_DIMENSIONS or (item.shape and min(item.shape) < 0):
         raise UsageError(f"The input {item.name} has the shape {item.shape}.")
     if "shared_memory_region" in item.parameters:
         raise UsageError(f"The input {item.name} is in shared memory, which is not read.")
@@ -201,7 +199,7 @@ def encode(
             entry["parameters"] = {"binary_data_size": len(content)}
             binary.append(content)
         else:
-            entry["data"] = array.astype(np.float32).ravel() if array.dtype == np.float16 else array.ravel()
+            entry["data"] = np.ascontiguousarray(array, np.float32 if array.dtype == np.float16 else None).ravel()
         described.append(entry)
     answer: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": described}
     if request.id:
