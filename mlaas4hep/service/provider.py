@@ -118,7 +118,7 @@ class Provider:
             headers = {"Accept-Encoding": "identity", "Accept": "application/json", **options.pop("headers", {})}
             async with (
                 asyncio.timeout(_TIMEOUT),
-                httpx.AsyncClient(verify=self._tls, timeout=_TIMEOUT) as client,
+                httpx.AsyncClient(verify=self._tls, timeout=None) as client,  # noqa: S113 the whole is bounded
                 client.stream(method, https_url(str(url)), headers=headers, **options) as response,
             ):
                 if 400 <= response.status_code < 500:
