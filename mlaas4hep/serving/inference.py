@@ -58,14 +58,8 @@ def planned(model: LoadedModel, tensors: Tensors, most: int) -> tuple[int, Calla
     """
     if is_raw(model, tensors):
         return planned_events(model, events_of(model).from_tensors(tensors), most)
-    for name in tensors:
-        if name not in model.inputs:
-            raise UsageError(
-                f"The model has no input {name[:100]}.",
-                did_you_mean(name, [*model.inputs, *_raw_names(model)], "inputs"),
-            )
-    if lacking := [name for name in model.inputs if name not in tensors]:
-        raise UsageError(f"The input {listing(lacking)} is not there.", "Send every input of the model.")
+    if tensors.keys() != model.inputs.keys():
+        _refuse_names(model, tensors)
     feed = {name: _fitting(tensors[name], model.inputs[name]) for name in model.inputs}
     counts = {array.shape[0] for array in feed.values() if array.ndim}
     if model.batched and len(counts) != 1:
@@ -101,11 +95,18 @@ def planned_events(model: LoadedModel, block: Block, most: int) -> tuple[int, Ca
     return rows, run
 
 
+def _refuse_names(model: LoadedModel, tensors: Tensors) -> None:
+    for name in tensors:
+        if name not in model.inputs:
+            known = [*model.inputs, *_raw_names(model)]
+            raise UsageError(f"The model has no input {name[:100]}.", did_you_mean(name, known, "inputs"))
+    lacking = [name for name in model.inputs if name not in tensors]
+    raise UsageError(f"The input {listing(lacking)} is not there.", "Send every input of the model.")
+
+
 def _fitting(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
-    same = len(array.shape) == len(spec.shape) and all(
-        wanted in (-1, size) for size, wanted in zip(array.shape, spec.shape, strict=True)
-    )
-    if not same:
+    shape = tuple([-1 if wanted < 0 else size for size, wanted in zip(array.shape, spec.shape, strict=False)])
+    if array.ndim != len(spec.shape) or shape != spec.shape:
         raise UsageError(
             f"The input {spec.name} has the shape {list(array.shape)}, but the model takes {list(spec.shape)}."
         )
