@@ -27,7 +27,7 @@ class User:
         name: what people call the user; only shown, never compared.
         groups: groups as the issuer writes them (`/cms/higgs`).
         roles: what the policy allows.
-        client: `client_id` of the token, "" without one.
+        client: `client_id` of a robot's own token, "" for people.
     """
 
     issuer: str
