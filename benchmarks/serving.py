@@ -212,6 +212,8 @@ def main() -> None:
             publish(folder)
         with server(folder, chosen.workers) as (address, process):
             token = (folder / "token").read_text().strip()
+            # every worker loads the model
+            wrk(folder, address, replace(loads()[0], clients=64), token, _WARM_SECONDS)
             print(
                 "| | clients | requests/s | rows/s | p50 us | p99 us | server's CPU us |\n|---|---|---|---|---|---|---|"
             )
