@@ -2,8 +2,8 @@
 
 `GET /models`, `POST /upload`, `DELETE /delete`, `POST /json`, `/proto`, `/image` (each also below `/predict`) and `GET
 /status`; `/netron/` is in `graph`. As there, `values` are normalised and padded by the caller. `keys` names the columns
-of the input vector in any order; null is a missing value. With `"raw": true` in its JSON a request has an event as it
-is in the file instead.
+of the input vector in any order, and may be left out where they are in the model's; null is a missing value. With
+`"raw": true` in its JSON a request has an event as it is in the file instead.
 """
 
 from __future__ import annotations
@@ -109,18 +109,20 @@ async def by_json(request: Request) -> Response:
     body = await body_of(request, JSON_BYTES)
     try:
         data = orjson.loads(body)
-        keys, values, name = data["keys"], data["values"], data["model"]
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        keys, values, name = data.get("keys") or [], data["values"], data["model"]
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         raise UsageError(
             "The body is no JSON object.", 'Write {"keys": [...], "values": [...], "model": ...}.'
         ) from error
     if not (isinstance(keys, list) and isinstance(values, list) and isinstance(name, str)):
         raise UsageError("keys and values are no lists, or model is no text.")
-    if not all(isinstance(key, str) for key in keys) or len(keys) != len(values):
-        raise UsageError(f"There are {len(keys)} keys for {len(values)} values.", "Give a name for each value.")
+    if not all(isinstance(key, str) for key in keys):
+        raise UsageError("keys has something that is no text.", "Give a name for each value.")
+    raw = data.get("raw") is True
+    _refuse_unequal(keys, values, needed=raw)
 
     def plan(model: LoadedModel) -> Plan:
-        if data.get("raw") is True:
+        if raw:
             block = events_of(model).from_json([dict(zip(keys, values, strict=True))])
             rows, work = planned_events(model, block, 1)
         else:
@@ -139,8 +141,7 @@ async def by_protobuf(request: Request) -> Response:
     except DecodeError as error:
         raise UsageError("The body is no protobuf message Row.") from error
     keys, values = list(row.key), list(row.value)
-    if len(keys) != len(values):
-        raise UsageError(f"There are {len(keys)} keys for {len(values)} values.", "Give a name for each value.")
+    _refuse_unequal(keys, values, needed=False)
 
     def tell(model: LoadedModel, outputs: Outputs) -> Answer:
         answer = message("tfaaspb.Predictions")()
@@ -186,6 +187,12 @@ def uploaded_params(folder: Any) -> dict[str, Any]:
     return params if isinstance(params, dict) else {}
 
 
+def _refuse_unequal(keys: list[str], values: list[Any], *, needed: bool) -> None:
+    """Without keys, which old clients leave out, values are in the order of the columns."""
+    if (keys or needed) and len(keys) != len(values):
+        raise UsageError(f"There are {len(keys)} keys for {len(values)} values.", "Give a name for each value.")
+
+
 def _vector(model: LoadedModel, keys: list[str], values: list[Any]) -> dict[str, NDArray[Any]]:
     """The input vector, with its mask where the network takes it: values by the names of its columns, in any order."""
     try:
@@ -195,7 +202,7 @@ def _vector(model: LoadedModel, keys: list[str], values: list[Any]) -> dict[str,
     if given.ndim != 1 or any(isinstance(value, str) for value in values):
         raise UsageError("values has something that is no number.", "Normalise and pad, or send raw events.")
     columns = _columns(model)
-    if columns:
+    if columns and keys:
         given = given[_order(keys, columns)]
     feed = {MASK: np.isnan(given)} if MASK in model.inputs else {}
     if model.bundle is not None:

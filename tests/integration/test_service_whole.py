@@ -279,7 +279,7 @@ def test_the_curl_session_of_the_original_works_line_by_line(platform: Platform,
         names = Schema.model_validate_json(tar.extractfile("schema.json").read()).names
     [served] = json.loads(curl(*token, f"{host}/models"))
     assert served["name"] == "luca_1"
-    (tmp_path / "predict.json").write_text(json.dumps({"keys": names, "values": [0.5] * len(names), "model": "luca_1"}))
+    (tmp_path / "predict.json").write_text(json.dumps({"values": [0.5] * len(names), "model": "luca_1"}))
     scores = json.loads(
         curl(
             *token,

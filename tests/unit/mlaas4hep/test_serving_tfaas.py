@@ -131,6 +131,8 @@ def test_keys_give_the_order_of_the_values(empty: httpx.Client) -> None:
     empty.post("/upload", **form(features=["a", "b", "c", "d"]))
     turned = row(keys=list("dcba"), values=VALUES[::-1])
     np.testing.assert_allclose(empty.post("/json", json=turned).json(), wanted(), atol=1e-6)
+    without = {name: value for name, value in row().items() if name != "keys"}
+    assert empty.post("/json", json=without).json() == empty.post("/json", json=row()).json()
     for keys, told in ((list("abcx"), "no column x"), (list("abcc"), "twice")):
         assert told in empty.post("/json", json=row(keys=keys)).json()["error"]
 
