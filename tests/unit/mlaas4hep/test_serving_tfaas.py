@@ -168,7 +168,8 @@ def test_a_bundle_takes_prepared_columns_in_any_order_and_raw_events(
         ({"keys": list("abcd"), "values": ["1", 2, 3, 4], "model": "dense"}, "no number"),
         ({"keys": list("abcd"), "values": [[1], 2, 3, 4], "model": "dense"}, "no number"),
         ({"keys": "abcd", "values": [1, 2, 3, 4], "model": "dense"}, "no lists"),
-        ({"values": [1], "model": "dense"}, "no JSON object"),
+        ({"values": [1], "model": "dense"}, "1 values, but the model takes [-1, 4]"),
+        ({"keys": list("abcd"), "model": "dense"}, "no JSON object"),
         ([], "no JSON object"),
     ],
 )
