@@ -18,7 +18,7 @@ from provision.remote import LOST_CONNECTION, Remote
 INBOX = "/var/tmp"  # noqa: S108  (of the platform; a folder of an unguessable name is made in it)
 RECONNECT_SECONDS = 2
 RECONNECTS = 150
-ENDED = {"finished", "failed", "cancelled", "out-of-memory", "interrupted"}
+ENDED = {"finished", "failed", "cancelled", "out-of-memory", "time-limit", "interrupted"}
 
 _JOB = ["sudo", "mlaas4hep", "job"]
 
