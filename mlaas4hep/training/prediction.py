@@ -127,11 +127,6 @@ def predict_events(bundle: Bundle, events: Sequence[Mapping[str, Any]]) -> list[
     """
     block = events_block(bundle.schema, events)
     found = Predictor(bundle).predict(block, "the events")
-    return answers(bundle, found)
-
-
-def answers(bundle: Bundle, found: Predictions) -> list[dict[str, Any]]:
-    """Predictions as `predict_events` gives them, one an event."""
     told = iter(_answers(bundle, found.values))
     empty: dict[str, Any] = {"probabilities": None, "label": None} if bundle.classes else {"prediction": None}
     return [next(told) if kept else empty | {"cut": True} for kept in found.kept]
