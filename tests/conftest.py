@@ -23,6 +23,7 @@ load_xrootd()
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)  # before the distributing plugin reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes, tests of a module stay together, and so do all that need machines or the cloud."""
     for item in items:
