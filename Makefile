@@ -40,7 +40,7 @@ lint: setup
 
 # at its end, the XRootD client looks at every object and so wakes warnings of torch, behind the summary
 test: setup machine-packages lint
-	PYTHONWARNINGS=ignore::FutureWarning $(BIN)/pytest --numprocesses 2 --dist loadgroup
+	PYTHONWARNINGS=ignore::FutureWarning $(BIN)/pytest --numprocesses 2
 
 # versions and hashes only: no address of any index goes into a lock file
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from mlaas4hep.data.remote import load_xrootd
 from provision.clouds import _computer, _network
@@ -23,12 +25,19 @@ load_xrootd()
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)  # before the distributing plugin reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes, tests of a module stay together, and so do all that need machines or the cloud."""
-    for item in items:
-        machines = item.get_closest_marker("machine") or item.get_closest_marker("cloud")
-        item.add_marker(pytest.mark.xdist_group("machines" if machines else item.nodeid.partition("::")[0]))
+_MACHINE_MODULES = ("local_machine", "openstack", "roles", "wheel")
+_WITH_MACHINES = ("tests/devcloud/", "tests/e2e/", *(f"tests/integration/test_{n}.py" for n in _MACHINE_MODULES))
+
+
+class _Groups(LoadScopeScheduling):
+    """With several processes, tests of a file stay together, and so do all that need machines or the cloud."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "machines" if nodeid.startswith(_WITH_MACHINES) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _Groups(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
