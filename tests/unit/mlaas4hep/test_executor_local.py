@@ -427,6 +427,7 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(
     until(lambda: executor.status(task).state is State.INTERRUPTED, "it still lives")
     executor.submit(again := Task("job-2", task.folder, resources=task.resources))
     in_log(executor, again, "Going on after epoch")
+    executor.cancel(again)
 
 
 @pytest.mark.parametrize(
