@@ -25,15 +25,16 @@ load_xrootd()
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-_MACHINE_MODULES = ("local_machine", "openstack", "roles", "wheel")
-_WITH_MACHINES = ("tests/devcloud/", "tests/e2e/", *(f"tests/integration/test_{n}.py" for n in _MACHINE_MODULES))
+_MACHINES = ("tests/e2e/", *(f"tests/integration/test_{name}.py" for name in ("local_machine", "roles", "wheel")))
 
 
 class _Groups(LoadScopeScheduling):
-    """With several processes, tests of a file stay together, and so do all that need machines or the cloud."""
+    """With several processes, tests of a file stay together, and so do those with machines, and those with the cloud."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "machines" if nodeid.startswith(_WITH_MACHINES) else nodeid.partition("::")[0]
+        if "openstack" in nodeid or nodeid.startswith("tests/devcloud/"):
+            return "cloud"
+        return "machines" if nodeid.startswith(_MACHINES) else nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:

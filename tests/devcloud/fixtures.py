@@ -56,8 +56,8 @@ def openstack_cloud() -> Iterator[TestCloud]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need the cloud come last: packages and image are made while the others run."""
-    items.sort(key=_needs_cloud)
+    """Packages and image of the cloud are made while other tests run; quick tests are left to fill the end."""
+    items.sort(key=lambda item: 1 if _needs_cloud(item) else 2 if item.nodeid.startswith("tests/unit/") else 0)
 
 
 def _needs_cloud(item: pytest.Item) -> bool:
