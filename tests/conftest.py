@@ -29,7 +29,7 @@ _MACHINES = ("tests/e2e/", *(f"tests/integration/test_{name}.py" for name in ("l
 
 
 class _Groups(LoadScopeScheduling):
-    """With several processes, tests of a file stay together, and so do those with machines, and those with the cloud."""
+    """With several processes, tests of a file stay together, those with machines, and those with the cloud."""
 
     def _split_scope(self, nodeid: str) -> str:
         if "openstack" in nodeid or nodeid.startswith("tests/devcloud/"):
