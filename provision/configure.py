@@ -132,7 +132,7 @@ def run_playbook(
             playbook=str(base / "playbooks" / playbook),
             inventory=_inventory(folder),
             extravars=variables,
-            envvars=_environment(base),
+            envvars=_environment(base, private),
             cmdline="--check" if check else None,
             event_handler=on_event,
             quiet=True,
@@ -171,7 +171,7 @@ def _inventory(folder: Folder) -> dict[str, Any]:
     return {"platform": {"hosts": {folder.name: host}}}
 
 
-def _environment(base: Path) -> dict[str, str]:
+def _environment(base: Path, private: str) -> dict[str, str]:
     """The toolkit's own ansible.cfg, whatever the user has; Ansible's programs are those beside this Python."""
     kept = {"HOME", "LANG", "SSH_AUTH_SOCK", "TMPDIR", "USER"}
     return {
@@ -179,6 +179,8 @@ def _environment(base: Path) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "LC_ALL": "C.UTF-8",
         "ANSIBLE_CONFIG": str(base / "playbooks" / "ansible.cfg"),
+        # the path of a socket must be short, and a home folder's may be long
+        "ANSIBLE_SSH_CONTROL_PATH_DIR": f"{private}/cp",
         "ANSIBLE_HOST_KEY_CHECKING": "True",
         "ANSIBLE_NOCOLOR": "True",
     }

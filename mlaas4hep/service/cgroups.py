@@ -90,8 +90,12 @@ class ControlGroup:
                 raise MlaasError(f"The processes {processes} cannot be killed.")
             time.sleep(0.01)
         for folder in set(self.folders.values()):
-            with suppress(OSError):
-                folder.rmdir()
+            # for a moment, processes that are gone still keep their group busy
+            while folder.exists() and time.monotonic() < deadline:
+                with suppress(OSError):
+                    folder.rmdir()
+                    break
+                time.sleep(0.01)
 
 
 def make_group(name: str, resources: Resources) -> ControlGroup:
