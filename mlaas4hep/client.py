@@ -21,6 +21,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
@@ -274,7 +275,7 @@ class Client:
         if data is not None:
             encoded = json.dumps(data).encode()
             headers["Content-Type"] = "application/json"
-            body = lambda: iter([encoded])  # noqa: E731
+            body = partial(iter, [encoded])
         return cast(Json, self._request(method, _API + path, body, headers).json())
 
     def _request(

@@ -21,11 +21,8 @@ import pytest
 
 from mlaas4hep.client import Client, ServiceError
 from mlaas4hep.data.schema import Schema
-from mlaas4hep.errors import MlaasError
 from mlaas4hep.example.generate import write_example
-from mlaas4hep.service.cgroups import make_group
-from mlaas4hep.service.executor import Resources
-from tests.debian import lacking
+from tests.confinement import require_confinement
 
 PATIENCE = 400.0  # seconds
 MODEL = """
@@ -45,21 +42,9 @@ def model():
 """
 
 
-def _shortage() -> str:
-    if reason := lacking({"bwrap": "bubblewrap", "curl": "curl"}):
-        return reason
-    try:
-        make_group(f"try-{os.getpid()}", Resources()).end()
-    except MlaasError as error:
-        return str(error)
-    return ""
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _able() -> None:
-    """Skips where jobs cannot be confined; under CI that is a failure."""
-    if reason := _shortage():
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    require_confinement(curl="curl")
 
 
 class Platform:
