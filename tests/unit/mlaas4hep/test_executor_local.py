@@ -135,7 +135,7 @@ attempts = {
     "read another job": lambda: os.listdir(facts["neighbour"]),
     "list the jobs": lambda: (folder.parent / "neighbour").stat(),
     "read the passwords": lambda: Path("/etc/shadow").read_text(),
-    "read root's home": lambda: os.listdir("/root"),
+    "read root's home": lambda: Path("~root/.bashrc").expanduser().read_text(),
     "read the state of the computer": lambda: os.listdir("/var/lib"),
     "see the service's environment": read_all_environments,
     "see other processes": lambda: os.kill(facts["victim"], 0),
