@@ -132,10 +132,15 @@ def accepted(executor: SlurmExecutor, task: Task) -> bool:
     return True
 
 
-def saved_jobs(cluster: Cluster) -> str:
-    """What the controller has written to the disk; it does so some seconds after it has accepted a job."""
+def saved_as_it_is(cluster: Cluster, task: Task) -> None:
+    """Wait until the controller has written what it knows of a task's job now; it takes some seconds to do so.
+
+    A comment tells that state from an earlier one, in which the job was still to be started.
+    """
+    comment = f"seen-{task.key}"
+    cluster.ask("scontrol", "update", f"JobId={read_json(task.folder / 'slurm.json')['job']}", f"Comment={comment}")
     path = cluster.folder / "controller" / "job_state"
-    return path.read_bytes().decode(errors="replace") if path.exists() else ""
+    wait_until(lambda: path.exists() and comment.encode() in path.read_bytes())
 
 
 def test_a_task_is_trained_as_its_account_and_leaves_a_model(
@@ -292,7 +297,7 @@ def test_tasks_survive_a_kill_of_the_controller(
     executor.submit(lives)
     runs(executor, lives)
     assert finally_of(executor, ended).state is State.FAILED
-    wait_until(lambda: lives.key in saved_jobs(cluster))
+    saved_as_it_is(cluster, lives)
     cluster.kill("controller")
     with pytest.raises(SlurmUnavailableError, match="Slurm does not answer"):
         executor.submit(late)
@@ -356,7 +361,7 @@ def test_after_a_cut_of_everything_what_ran_is_interrupted_and_what_was_finished
         executor.submit(task)
     assert finally_of(executor, finished).state is State.FINISHED
     runs(executor, ran)
-    wait_until(lambda: ran.key in saved_jobs(cluster))
+    saved_as_it_is(cluster, ran)
     for node in NODES:
         cluster.kill(node)
     cluster.kill("controller")
