@@ -57,7 +57,9 @@ def _service_variables(spec: PlatformSpec) -> dict[str, Any]:
         "mlaas4hep_service": "shared",
         "mlaas4hep_domain": spec.domain,
         "mlaas4hep_issuer": spec.iam,
+        "mlaas4hep_issuer_ca": spec.iam_ca or "",
         "mlaas4hep_client_id": spec.client_id,
+        "mlaas4hep_executor": spec.executor,
         "mlaas4hep_policy": spec.policy or "",
         "web_proxy_domain": spec.domain,
         "web_proxy_tls": "own" if spec.certificate else spec.tls,
@@ -73,7 +75,7 @@ def _configuration_digest(variables: dict[str, Any], framework: Framework) -> st
     lock = Path(variables["mlaas4hep_lock"])
     wheel = digest_of([framework.wheel], framework.wheel.parent) if framework.wheel else framework.version
     words = {k: v for k, v in variables.items() if k not in {"mlaas4hep_wheel", "mlaas4hep_lock"}}
-    for name in ("mlaas4hep_policy", "web_proxy_certificate", "web_proxy_key"):
+    for name in ("mlaas4hep_policy", "mlaas4hep_issuer_ca", "web_proxy_certificate", "web_proxy_key"):
         if words.get(name):
             words[name] = digest_text(Path(words[name]).read_text(encoding="utf-8"))
     return f"{digest_of([*files, lock], base)}-{wheel}-{digest_text(json.dumps(words, sort_keys=True))}"

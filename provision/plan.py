@@ -275,10 +275,12 @@ class _MachineSteps:
         return Resource(kind="host key", id=uid, ours=False)
 
     def configuration(self) -> Step:
-        """All roles applied: GPU driver, XRootD client, framework."""
-        return Step(
-            "configure", "roles: base, GPU driver, XRootD client, framework", 90, self._find_roles, self._make_roles
-        )
+        """All roles applied: GPU driver, XRootD client, framework, and what a shared service has besides."""
+        spec = self.platform.spec
+        roles = ["base", "GPU driver", "XRootD client", "framework"]
+        roles += ["Slurm"] if spec.executor == "slurm" else []
+        roles += ["web proxy"] if spec.service == "shared" else []
+        return Step("configure", f"roles: {', '.join(roles)}", 90, self._find_roles, self._make_roles)
 
     def _variables(self) -> dict[str, object]:
         record = self.platform.record

@@ -130,7 +130,9 @@ class PlatformSpec(BaseModel):
 
     `service` is `personal`, for one user who reaches it over SSH, or `shared`: under `domain`, for whoever has a token
     of the OpenID Connect issuer `iam` for `client_id`, as the file `policy` allows. Its certificate is from an ACME CA,
-    from a CA of its own (`tls`), or given (`certificate` and `certificate_key`, files on this computer).
+    from a CA of its own (`tls`), or given (`certificate` and `certificate_key`, files on this computer). `iam_ca` is a
+    file with the CA of an issuer that no public CA has certified. `executor` is what runs the jobs of a shared service:
+    `local`, the service's own supervisors, or `slurm`, a Slurm on the machine, which can get more nodes later.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -152,6 +154,8 @@ class PlatformSpec(BaseModel):
     domain: Annotated[str | None, Field(pattern=DOMAIN_PATTERN, max_length=253)] = None
     iam: Annotated[str | None, Field(pattern=r"^https://[^\s?#]+$")] = None
     client_id: Annotated[str | None, Field(pattern=r"^[\x21-\x7e]+$")] = None
+    iam_ca: File | None = None
+    executor: Literal["local", "slurm"] = "local"
     policy: File | None = None
     tls: Literal["acme", "internal"] = "acme"
     certificate: File | None = None
@@ -160,7 +164,13 @@ class PlatformSpec(BaseModel):
     @model_validator(mode="after")
     def _service_is_complete(self) -> Self:
         required = {"domain": self.domain, "iam": self.iam, "client_id": self.client_id}
-        optional = {"policy": self.policy, "certificate": self.certificate, "certificate_key": self.certificate_key}
+        optional = {
+            "policy": self.policy,
+            "iam_ca": self.iam_ca,
+            "certificate": self.certificate,
+            "certificate_key": self.certificate_key,
+            "executor": self.executor != "local",
+        }
         if self.service == "shared":
             if lacking := [name for name, value in required.items() if not value]:
                 raise ValueError(f"a shared service needs {' and '.join(lacking)}")

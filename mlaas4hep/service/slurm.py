@@ -185,7 +185,7 @@ class SlurmExecutor:
 
     def _description(self, task: Task) -> dict[str, Any]:
         wanted = task.resources
-        description = {
+        description: dict[str, Any] = {
             "name": task.key,
             "nodes": 1,
             "tasks": 1,
@@ -199,6 +199,9 @@ class SlurmExecutor:
             "standard_output": "/dev/null",
             "environment": {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"},
         }
+        # where the supervisor finds compiled kernels: in the service's folder, which is the same on all nodes
+        if kernels := os.environ.get("NUMBA_CACHE_DIR"):
+            description["environment"]["NUMBA_CACHE_DIR"] = kernels
         if wanted.gpus:
             description["gres"] = f"gpu:{wanted.gpus}"
         if self._settings.partition:

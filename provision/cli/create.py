@@ -43,6 +43,12 @@ def create(
     domain: str | None = typer.Option(None, help="Shared service: its DNS name, which must lead to the machine."),
     iam: str | None = typer.Option(None, metavar="URL", help="Shared service: OpenID Connect issuer of its users."),
     client_id: str | None = typer.Option(None, help="Shared service: its client, and audience, at the issuer."),
+    iam_ca: str | None = typer.Option(
+        None, metavar="FILE", help="Shared service: the issuer's CA, PEM.  [the public ones]"
+    ),
+    executor: str | None = typer.Option(
+        None, metavar="local|slurm", help="Shared service: what runs its jobs; slurm needs Debian 12.  [local]"
+    ),
     policy: str | None = typer.Option(
         None, metavar="FILE", help="Shared service: who may do what.  [whoever has a token submits and predicts]"
     ),
@@ -84,6 +90,8 @@ def create(
         "domain": domain,
         "iam": iam,
         "client_id": client_id,
+        "iam_ca": iam_ca,
+        "executor": executor,
         "policy": policy,
         "tls": tls,
         "certificate": certificate,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import yaml
+
+from mlaas4hep.service.settings import load_settings
 
 CHECKOUT = Path(__file__).parents[3]
 ROLES = sorted(path for path in (CHECKOUT / "roles").iterdir() if path.is_dir())
@@ -162,3 +166,36 @@ def test_the_job_unit_is_what_the_executor_expects() -> None:
         "RestrictNamespaces",
     )
     assert not [line for line in filled if line.startswith(masking)]
+
+
+SHARED = {"mlaas4hep_service": "shared", "mlaas4hep_domain": "ml.example.org", "mlaas4hep_client_id": "ml"}
+SHARED |= {"mlaas4hep_issuer": "https://iam.example.org/"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kind", "cores"),
+    [
+        ({"mlaas4hep_service": "personal"}, "local", os.cpu_count()),
+        (SHARED, "local", os.cpu_count()),
+        ({**SHARED, "mlaas4hep_executor": "slurm", "mlaas4hep_cpus": 64}, "slurm", 64),
+    ],
+)
+def test_the_service_can_be_started_with_the_settings_that_the_role_writes(
+    chosen: dict[str, Any], kind: str, cores: int, tmp_path: Path
+) -> None:
+    role = CHECKOUT / "roles/mlaas4hep"
+    variables = {
+        **read(role / "defaults/main.yml"),
+        **read(role / "vars/main.yml"),
+        "ansible_managed": "Ansible",
+        **chosen,
+    }
+    engine = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined)
+    engine.filters["to_json"] = json.dumps
+    written = tmp_path / "service.toml"
+    written.write_text(engine.from_string((role / "templates/service.toml.j2").read_text()).render(variables))
+    settings = load_settings(written)
+    assert (settings.executor.kind, settings.jobs.cpus) == (kind, cores)
+    # others than its one user must not be able to take the machine's memory
+    personal = chosen["mlaas4hep_service"] == "personal"
+    assert settings.executor.local.limits == ("where possible" if personal else "required")
