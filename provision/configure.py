@@ -34,13 +34,15 @@ class PlaybookResult:
 def platform_variables(record: Record, framework: Framework) -> dict[str, Any]:
     """The variables of `platform.yml` for this platform; the one place where a spec becomes role inputs."""
     locks = share() / "locks"
-    gpu = record.spec.gpu is not None
+    gpus = record.spec.gpu.count if record.spec.gpu else 0
     variables: dict[str, Any] = {
         "platform_name": record.name,
         "platform_uid": record.uid,
         "base_expires_at": record.expires_at.strftime("%Y-%m-%d %H:%M:%S UTC") if record.expires_at else "",
-        "mlaas4hep_gpu": gpu,
-        "mlaas4hep_lock": str(locks / ("platform-gpu.txt" if gpu else "platform.txt")),
+        "mlaas4hep_gpu": gpus > 0,
+        "mlaas4hep_gpus": gpus,
+        "slurm_gpus": gpus,
+        "mlaas4hep_lock": str(locks / ("platform-gpu.txt" if gpus else "platform.txt")),
         "mlaas4hep_wheel": str(framework.wheel or ""),
         "mlaas4hep_version": framework.version,
         "mlaas4hep_packages": further_packages(record.spec.frameworks),

@@ -173,15 +173,15 @@ SHARED |= {"mlaas4hep_issuer": "https://iam.example.org/"}
 
 
 @pytest.mark.parametrize(
-    ("chosen", "kind", "cores"),
+    ("chosen", "kind", "cores", "gpus"),
     [
-        ({"mlaas4hep_service": "personal"}, "local", os.cpu_count()),
-        (SHARED, "local", os.cpu_count()),
-        ({**SHARED, "mlaas4hep_executor": "slurm", "mlaas4hep_cpus": 64}, "slurm", 64),
+        ({"mlaas4hep_service": "personal", "mlaas4hep_gpus": 2}, "local", os.cpu_count(), 2),
+        (SHARED, "local", os.cpu_count(), 0),
+        ({**SHARED, "mlaas4hep_executor": "slurm", "mlaas4hep_cpus": 64}, "slurm", 64, 0),
     ],
 )
 def test_the_service_can_be_started_with_the_settings_that_the_role_writes(
-    chosen: dict[str, Any], kind: str, cores: int, tmp_path: Path
+    chosen: dict[str, Any], kind: str, cores: int, gpus: int, tmp_path: Path
 ) -> None:
     role = CHECKOUT / "roles/mlaas4hep"
     variables = {
@@ -195,7 +195,7 @@ def test_the_service_can_be_started_with_the_settings_that_the_role_writes(
     written = tmp_path / "service.toml"
     written.write_text(engine.from_string((role / "templates/service.toml.j2").read_text()).render(variables))
     settings = load_settings(written)
-    assert (settings.executor.kind, settings.jobs.cpus) == (kind, cores)
+    assert (settings.executor.kind, settings.jobs.cpus, settings.jobs.gpus) == (kind, cores, gpus)
     # others than its one user must not be able to take the machine's memory
     personal = chosen["mlaas4hep_service"] == "personal"
     assert settings.executor.local.limits == ("where possible" if personal else "required")
