@@ -149,9 +149,11 @@ def _is_data(path: Path) -> bool:
         return True
     try:
         with path.open("rb") as stream:
-            return stream.read(4) in _MAGIC
+            begin = stream.read(5)
     except OSError as error:
         raise MlaasError(f"{path} cannot be opened: {error.strerror}.") from error
+    # a list may begin with root://
+    return begin.startswith(_MAGIC) and begin != b"root:"
 
 
 def _source(path: str, inner: str, item: int, tree: str, dtype: str) -> Source:

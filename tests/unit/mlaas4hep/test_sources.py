@@ -104,6 +104,11 @@ def test_a_single_data_file_is_no_list(files: Path) -> None:
     assert names(resolve_files(str(files / "x.jsonl"), "Events")) == ["x.jsonl"]
 
 
+def test_a_list_may_begin_with_a_file_of_a_server(tmp_path: Path) -> None:
+    (tmp_path / "files.txt").write_text("root://host//store/x.root\nroot://host//store/y.root\n")
+    assert len(resolve_files(str(tmp_path / "files.txt"), "Events")) == 2
+
+
 def test_the_format_can_be_said_for_all_files(files: Path) -> None:
     (files / "list.txt").write_text("x.dat\n")
     (files / "x.dat").write_text("a\n1\n")
