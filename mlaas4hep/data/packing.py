@@ -76,15 +76,20 @@ def inputs_of(
     with np.errstate(over="ignore", invalid="ignore"):
         for number, column in enumerate(flat):
             matrix[:, number] = flat_values(columns, column)
-    lists = tuple(_lists(columns, name) for name in jagged)
+    return without_missing(Inputs(matrix, tuple(_lists(columns, name) for name in jagged)), missing)
+
+
+def without_missing(inputs: Inputs, missing: Sequence[float]) -> Inputs:
+    """NaN where there are values that stand for no value; the flat ones are overwritten."""
+    lists = inputs.jagged
     for value in missing:
         marker = np.float32(value)
-        matrix[matrix == marker] = np.nan
+        inputs.flat[inputs.flat == marker] = np.nan
         lists = tuple(
             JaggedValues(column.offsets, np.where(column.values == marker, np.float32(np.nan), column.values))
             for column in lists
         )
-    return Inputs(matrix, lists)
+    return Inputs(inputs.flat, lists)
 
 
 def flat_values(columns: Mapping[str, Column], column: FlatColumn) -> NDArray[Any]:
@@ -109,6 +114,9 @@ def _lists(columns: Mapping[str, Column], name: str) -> JaggedValues:
 def pack(inputs: Inputs) -> Packed:
     """Interleave the features, so that each event lies in one piece."""
     (events, width), jagged = inputs.flat.shape, len(inputs.jagged)
+    if not jagged:
+        sizes = np.full(events, width, dtype=np.int64)
+        return Packed(inputs.flat.reshape(-1), sizes, np.empty((events, 0), dtype=np.uint32))
     values = events * width + sum(int(column.offsets[-1]) for column in inputs.jagged)
     # the kernel writes some values beyond the end
     packed = np.empty(values + kernels.PADDING, dtype=np.float32)

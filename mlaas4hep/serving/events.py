@@ -10,12 +10,14 @@ JSON, one object                           an event, or columns: each branch wit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlaas4hep.data.blocks import Block, Column, FlatValues, JaggedValues
+from mlaas4hep.data.packing import Inputs, without_missing
 from mlaas4hep.data.schema import InputBranch, Kind, Schema
 from mlaas4hep.errors import UsageError
 from mlaas4hep.names import did_you_mean, listing
@@ -27,9 +29,14 @@ _NUMBERS = frozenset({float, int, bool, type(None)})
 
 
 class EventReader:
-    """Turns the events of requests into blocks of the branches that a schema reads."""
+    """Turns the events of requests into blocks of the branches that a schema reads, or into its inputs at once.
 
-    def __init__(self, schema: Schema) -> None:
+    Args:
+        schema: of the model.
+        direct: whether the branches become inputs as they are, without preprocessing.
+    """
+
+    def __init__(self, schema: Schema, direct: bool = False) -> None:
         self.schema = schema
         self.branches = input_branches(schema)
         names: list[str] = []
@@ -42,11 +49,20 @@ class EventReader:
         self._tensors = frozenset(names)
         self._known = {branch.name for branch in self.branches}.union(schema.ignored)
         self._common = all(branch.kind in _COMMON for branch in self.branches)
+        # events whose inputs are plain numbers and lists become inputs at once; most models are so
+        flat = [column.branch for column in schema.flat if not column.member and column.index < 0]
+        self._jagged = [column.name for column in schema.jagged]
+        plain = self._common and {*flat, *self._jagged} == {branch.name for branch in self.branches}
+        self._flat = itemgetter(*flat) if direct and plain and len(flat) > 1 else None
 
-    def from_tensors(self, tensors: Mapping[str, NDArray[Any]]) -> Block:
+    def from_tensors(self, tensors: Mapping[str, NDArray[Any]]) -> Block | Inputs:
         """Events given as tensors. Raises UsageError for wrong, missing and unknown ones (with near misses)."""
         if tensors.keys() != self._tensors:
             self._explain(tensors)
+        if self._flat is not None and not self._jagged:
+            arrays = self._flat(tensors)
+            if arrays[0].ndim and arrays[0].size == len(arrays[0]) and len({array.shape for array in arrays}) == 1:
+                return self._inputs(np.concatenate(arrays, axis=None).reshape(len(arrays), -1).T, ())
         columns: dict[str, Column] = {}
         for branch in self.branches:
             name = branch.name
@@ -59,15 +75,14 @@ class EventReader:
                 columns[name] = FlatValues(_flat(self.schema, branch, tensors[name]))
         return _block(columns)
 
-    def from_json(self, data: Any) -> Block:
+    def from_json(self, data: Any) -> Block | Inputs:
         """Events given as JSON. Raises UsageError for wrong, missing and unknown branches (with near misses)."""
         if isinstance(data, Mapping):
             data = _rows(data) if self._is_columns(data) else [data]
         if not isinstance(data, list):
             raise UsageError("The body is no JSON object and no list of them.", 'Write [{"branch": value, ...}, ...].')
-        columns = self._pivoted(data) if data and self._common else None
-        if columns is not None:
-            return Block(0, len(data), columns)
+        if data and self._common and (found := self._pivoted(data)) is not None:
+            return found
         try:
             return events_block(self.schema, data)
         except RecursionError as error:
@@ -82,12 +97,14 @@ class EventReader:
         if lacking := [name for name in self.tensor_names if name not in tensors]:
             raise UsageError(f"The input {listing(lacking)} is not there.", "An event needs every input of the model.")
 
-    def _pivoted(self, events: Sequence[Any]) -> dict[str, Column] | None:
-        """Events of the common form as columns; None for all others, whose errors `events_block` explains."""
+    def _pivoted(self, events: Sequence[Any]) -> Block | Inputs | None:
+        """Events of the common form; None for all others, whose errors `events_block` explains."""
         columns: dict[str, Column] = {}
         try:
             if not all(map(self._known.issuperset, events)):
                 return None
+            if self._flat is not None:
+                return self._rows(events, self._flat)
             for branch in self.branches:
                 name = branch.name
                 found = [event[name] for event in events]
@@ -97,7 +114,22 @@ class EventReader:
                 columns[name] = column
         except (KeyError, TypeError):
             return None
-        return columns
+        return Block(0, len(events), columns)
+
+    def _rows(self, events: Sequence[Any], flat: itemgetter[str]) -> Inputs | None:
+        rows = [flat(event) for event in events]
+        if not all(_NUMBERS.issuperset(map(type, row)) for row in rows):
+            return None
+        lists = [_lists([event[name] for event in events]) for name in self._jagged]
+        known = [column for column in lists if column is not None]
+        return self._inputs(np.array(rows, dtype=np.float64), known) if len(known) == len(lists) else None
+
+    def _inputs(self, flat: NDArray[Any], jagged: Sequence[JaggedValues]) -> Inputs:
+        with np.errstate(over="ignore", invalid="ignore"):
+            # a double beyond the range of float32 becomes infinite, as in a file
+            matrix = np.ascontiguousarray(flat, dtype=np.float32)
+            lists = tuple(JaggedValues(column.offsets, column.values.astype(np.float32)) for column in jagged)
+        return without_missing(Inputs(matrix, lists), self.schema.missing)
 
     def _is_columns(self, data: Mapping[str, Any]) -> bool:
         """Whether an object has the values of many events: lists for single numbers, lists of lists for others."""

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlaas4hep.data.blocks import Block
+from mlaas4hep.data.packing import Inputs
 from mlaas4hep.errors import UsageError
 from mlaas4hep.names import did_you_mean, listing
 from mlaas4hep.serving.events import EventReader
@@ -73,7 +74,9 @@ def planned(model: LoadedModel, tensors: Tensors, most: int) -> tuple[int, Calla
     return rows, run
 
 
-def planned_events(model: LoadedModel, block: Block, most: int) -> tuple[int, Callable[[], dict[str, NDArray[Any]]]]:
+def planned_events(
+    model: LoadedModel, events: Block | Inputs, most: int
+) -> tuple[int, Callable[[], dict[str, NDArray[Any]]]]:
     """The same for raw events."""
     predictor = model.predictor
     if predictor is None:
@@ -81,11 +84,13 @@ def planned_events(model: LoadedModel, block: Block, most: int) -> tuple[int, Ca
             "Raw events of this model go through a Python file of its author, which the inference server does not run.",
             "Send prepared values, or predict with a job.",
         )
-    rows = block.stop - block.start
+    rows = events.flat.shape[0] if isinstance(events, Inputs) else events.stop - events.start
     _refuse_many(rows, most)
 
     def run() -> dict[str, NDArray[Any]]:
-        found = predictor.predict(block, "the events")
+        if isinstance(events, Inputs):
+            return {PREDICTIONS: predictor.predict_inputs(events).astype(np.float32)}
+        found = predictor.predict(events, "the events")
         if not predictor.cuts:
             return {PREDICTIONS: found.values.astype(np.float32)}
         values = np.full((rows, found.values.shape[1]), np.nan, dtype=np.float32)

@@ -12,6 +12,7 @@ import orjson
 from numpy.typing import NDArray
 
 from mlaas4hep.data.blocks import Block
+from mlaas4hep.data.packing import Inputs
 from mlaas4hep.errors import UsageError
 from mlaas4hep.service.identity import Authenticator, NotPermittedError, Role, User
 from mlaas4hep.serving import metrics
@@ -136,9 +137,9 @@ class Predictions:
 
         return plan
 
-    def events(self, model: LoadedModel, block: Block) -> Plan:
-        """The plan for a block of raw events: probabilities and decision of each, or the value of a regression."""
-        rows, work = planned_events(model, block, self.settings.events)
+    def events(self, model: LoadedModel, events: Block | Inputs) -> Plan:
+        """The plan for raw events: probabilities and decision of each, or the value of a regression."""
+        rows, work = planned_events(model, events, self.settings.events)
         return Plan("events", model, rows, work, lambda outputs: _told(model, outputs))
 
     def close(self) -> None:

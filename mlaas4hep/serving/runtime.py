@@ -117,7 +117,8 @@ class LoadedModel:
         # a user's Python file is not run in this process
         own = checked.bundle is not None and not checked.bundle.preprocessing_file
         self.predictor = Predictor(checked.bundle, self) if own and checked.bundle else None
-        self.events = EventReader(checked.bundle.schema) if checked.bundle else None
+        direct = self.predictor is not None and not self.predictor.preprocesses
+        self.events = EventReader(checked.bundle.schema, direct) if checked.bundle else None
         self._first, self._per_row = INLINE, INLINE
         if self.predictor is not None:
             self._warm(self.predictor)

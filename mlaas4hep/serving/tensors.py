@@ -6,6 +6,7 @@ where the JSON ends; each tensor with `binary_data_size` follows in its order, l
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,6 +41,7 @@ JSON_BYTES = 8 * 2**20  # while JSON is read nobody else is answered
 HEADER_LENGTH = "inference-header-content-length"
 _MOST_TENSORS = 4096
 _MOST_DIMENSIONS = 8
+_FEW = 4
 _FLOATS = frozenset({float})
 _UNSUPPORTED = ("classification", "shared_memory_region")
 
@@ -101,13 +103,15 @@ def decode(body: bytes | bytearray, header_length: int | None) -> InferenceReque
         raise UsageError(f"The body is no inference request: {error}.") from error
     if len(request.inputs) > _MOST_TENSORS:
         raise UsageError(f"There are {len(request.inputs)} inputs, more than {_MOST_TENSORS}.")
-    tensors: dict[str, NDArray[Any]] = {}
     with np.errstate(over="ignore", invalid="ignore"):
-        for item in request.inputs:
-            if item.name in tensors:
-                raise UsageError(f"The input {item.name} is there twice.")
-            array, end = _array(item, body, end)
-            tensors[item.name] = array
+        tensors = _columns(request.inputs)
+        if tensors is None:
+            tensors = {}
+            for item in request.inputs:
+                if item.name in tensors:
+                    raise UsageError(f"The input {item.name} is there twice.")
+                array, end = _array(item, body, end)
+                tensors[item.name] = array
     if end != len(body):
         raise UsageError(f"{len(body) - end} bytes follow after the last tensor.", "Correct binary_data_size.")
     outputs = {}
@@ -116,6 +120,28 @@ def decode(body: bytes | bytearray, header_length: int | None) -> InferenceReque
             raise UsageError(f"The output {output.name} asks for {refused[0]}, which there is not.")
         outputs[output.name] = bool(output.parameters.get("binary_data", False))
     return InferenceRequest(request.id, tensors, outputs, bool(request.parameters.get("binary_data_output", False)))
+
+
+def _columns(inputs: Sequence[_Input]) -> dict[str, NDArray[Any]] | None:
+    """Inputs that are columns of the same events in JSON, which are read together; None where they are not."""
+    if len(inputs) < _FEW:
+        return None
+    datatype, shape = inputs[0].datatype, inputs[0].shape
+    if datatype not in ("FP32", "FP64") or len(shape) != 1:
+        return None
+    values = []
+    for item in inputs:
+        if item.data is None or item.parameters or item.datatype != datatype or item.shape != shape:
+            return None
+        values.append(item.data)
+    if not _FLOATS.issuperset(map(type, itertools.chain.from_iterable(values))):
+        return None
+    try:
+        found = np.array(values, dtype=DTYPES[datatype])
+    except ValueError:
+        return None
+    tensors = dict(zip([item.name for item in inputs], found, strict=True))
+    return tensors if found.shape == (len(tensors), *shape) else None
 
 
 def _array(item: _Input, body: bytes | bytearray, start: int) -> tuple[NDArray[Any], int]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mlaas4hep.data.batches import Gatherer, PackedEvents
 from mlaas4hep.data.blocks import Block, Column, FlatValues, JaggedValues
-from mlaas4hep.data.packing import inputs_of, pack
+from mlaas4hep.data.packing import Inputs, inputs_of, pack
 from mlaas4hep.data.preprocessing import Preprocessing
 from mlaas4hep.data.schema import InputBranch, Kind, Schema
 from mlaas4hep.errors import UsageError
@@ -66,12 +66,19 @@ class Predictor:
         if self._preprocessing:
             self.cuts = self._preprocessing.cuts
         self._gatherer = Gatherer(bundle.schema)
+        self._idim = bundle.schema.idim
+        self._step = max(_BYTES_AT_A_TIME // (4 * self._idim), 1)
         self._model = model or _load(bundle)
 
     @property
     def branches(self) -> tuple[InputBranch, ...]:
         """The branches that a block must have."""
         return input_branches(self.bundle.schema)
+
+    @property
+    def preprocesses(self) -> bool:
+        """Whether anything is done to the branches before they become inputs."""
+        return self._preprocessing is not None
 
     def predict(self, block: Block, origin: str = "") -> Predictions:
         """Predict the entries of a block that has all `branches`; `origin` names their file in errors."""
@@ -83,22 +90,28 @@ class Predictor:
                 self._preprocessing = self._preprocessing.sampled(block, origin)
             processed = self._preprocessing.apply(block, origin)
             columns, kept, passed = processed.columns, processed.kept, processed.passed
-        return Predictions(self._predicted(columns, int(kept.sum())), kept, passed)
-
-    def _predicted(self, columns: Mapping[str, Column], events: int) -> NDArray[np.float64]:
         schema = self.bundle.schema
         names = [column.name for column in schema.jagged]
-        packed = pack(inputs_of(columns, events, schema.flat, names, schema.missing))
+        inputs = inputs_of(columns, int(kept.sum()), schema.flat, names, schema.missing)
+        return Predictions(self.predict_inputs(inputs), kept, passed)
+
+    def predict_inputs(self, inputs: Inputs) -> NDArray[np.float64]:
+        """Predictions, shape (n, width), for inputs that are preprocessed already."""
+        packed, events = pack(inputs), inputs.flat.shape[0]
         ragged = PackedEvents(packed.values, packed.offsets, packed.counts)
-        step = max(_BYTES_AT_A_TIME // (4 * schema.idim), 1)
+        if 0 < events <= self._step:
+            return self._gathered(ragged, np.arange(events))
         found = np.empty((events, self.bundle.task.width), dtype=np.float64)
-        for first in range(0, events, step):
-            rows = np.arange(first, min(first + step, events))
-            values = np.empty((rows.size, schema.idim), dtype=np.float32)
-            mask = np.empty((rows.size, schema.idim), dtype=np.bool_)
-            self._gatherer.gather(ragged, rows, values, mask)
-            found[rows] = self._model.predict(values, mask)
+        for first in range(0, events, self._step):
+            rows = np.arange(first, min(first + self._step, events))
+            found[rows] = self._gathered(ragged, rows)
         return found
+
+    def _gathered(self, events: PackedEvents, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        values = np.empty((rows.size, self._idim), dtype=np.float32)
+        mask = np.empty((rows.size, self._idim), dtype=np.bool_)
+        self._gatherer.gather(events, rows, values, mask)
+        return self._model.predict(values, mask)
 
 
 def input_branches(schema: Schema) -> tuple[InputBranch, ...]:

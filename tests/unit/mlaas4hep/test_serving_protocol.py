@@ -97,6 +97,50 @@ def test_a_loaded_model_is_asked_the_short_way_and_a_change_is_seen(tmp_path: Pa
     asyncio.run(asyncio.wait_for(play(), 120))
 
 
+def values(number: int) -> bytes:
+    """A request whose head is the same for all one-digit numbers, and whose answer is its own."""
+    body = BODY.replace("[1, 2, 3, 4]", f"[{number}, 2, 3, 4]")
+    return REQUEST.replace(BODY.encode(), body.encode())
+
+
+def test_many_connections_are_answered_each_its_own_in_order(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with server(tmp_path) as (app, port):
+            connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(24)]
+            expected = {}
+            for number in range(9):
+                reader, writer = connections[0]
+                writer.write(values(number))
+                expected[number] = (await answer(reader))[1]
+            assert len(set(expected.values())) == 9
+            await goes_short(app, *connections[0])
+            before = app.long
+            for turn in range(20):
+                # two at once on every third connection, the second of them in two pieces
+                for place, (_, writer) in enumerate(connections):
+                    first, second = values((turn + place) % 9), values((turn + place + 1) % 9)
+                    writer.write(first + second[:50] if place % 3 == 0 else first)
+                    if place % 3 == 0:
+                        await writer.drain()
+                        writer.write(second[50:])
+                for place, (reader, _) in enumerate(connections):
+                    assert await answer(reader) == (200, expected[(turn + place) % 9])
+                    if place % 3 == 0:
+                        assert await answer(reader) == (200, expected[(turn + place + 1) % 9])
+            assert app.long == before
+            # one that goes away before it is answered keeps nobody else from being answered
+            for place, (_, writer) in enumerate(connections):
+                writer.write(values(place % 9))
+                if place % 4 == 0:
+                    writer.transport.abort()
+            for place, (reader, writer) in enumerate(connections):
+                if place % 4:
+                    assert await answer(reader) == (200, expected[place % 9])
+                    writer.close()
+
+    asyncio.run(asyncio.wait_for(play(), 120))
+
+
 def test_a_connection_that_is_kept_for_nothing_is_closed(tmp_path: Path) -> None:
     async def play() -> None:
         async with server(tmp_path) as (app, port):
