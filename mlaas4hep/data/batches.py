@@ -45,7 +45,7 @@ class PackedEvents:
 
     values: NDArray[np.float32]
     offsets: NDArray[np.int64]
-    counts: NDArray[np.uint32]
+    counts: NDArray[np.unsignedinteger[Any]]
 
 
 class Gatherer:

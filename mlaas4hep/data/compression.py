@@ -9,7 +9,7 @@ ZSTD blocks have none, nor have uncompressed data: there only a contradiction in
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -82,10 +82,9 @@ def decompressed(packed: memoryview, uncompressed: int) -> NDArray[np.uint8]:
     if len(packed) == uncompressed:
         # a copy: a mapped file may go away
         return np.frombuffer(bytes(packed), dtype=np.uint8)
-    check_blocks(packed, uncompressed)
-    blocks = list(_blocks(packed))
-    if all(bytes(header[:2]) == b"ZL" for header, _ in blocks):
-        pieces = [_ZLIB(data, int.from_bytes(header[6:9], "little")) for header, data in blocks]
+    blocks = checked_blocks(packed, uncompressed)
+    if all(algorithm == b"ZL" for algorithm, _, _ in blocks):
+        pieces = [_ZLIB(data, size) for _, data, size in blocks]
         if sum(map(len, pieces)) != uncompressed:
             raise DamageError("a compressed block is shorter than it promises")
         return np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), dtype=np.uint8)
@@ -93,15 +92,6 @@ def decompressed(packed: memoryview, uncompressed: int) -> NDArray[np.uint8]:
     cursor = uproot.source.cursor.Cursor(0)
     result = uproot.compression.decompress(chunk, cursor, {}, len(packed), uncompressed)
     return np.asarray(result.raw_data, dtype=np.uint8)
-
-
-def _blocks(packed: memoryview) -> Iterator[tuple[memoryview, memoryview]]:
-    """Header and compressed data of each block."""
-    place = 0
-    while place < len(packed):
-        header = packed[place : place + _HEADER]
-        place += _HEADER + int.from_bytes(header[3:6], "little")
-        yield header, packed[place - int.from_bytes(header[3:6], "little") : place]
 
 
 def _check_first_block(**known: Any) -> None:
@@ -113,17 +103,22 @@ def _check_first_block(**known: Any) -> None:
         return
     start = known["start"].index
     packed = known["chunk"].get(start, start + known["compressed_bytes"], known["cursor"], {})
-    check_blocks(memoryview(packed), known["uncompressed_bytes"])
+    checked_blocks(memoryview(packed), known["uncompressed_bytes"])
 
 
-def check_blocks(packed: memoryview, uncompressed: int) -> None:
-    """Raise DamageError unless the blocks fill `packed` exactly and promise `uncompressed` bytes in all."""
-    place = promised = 0
+def checked_blocks(packed: memoryview, uncompressed: int) -> list[tuple[bytes, memoryview, int]]:
+    """Algorithm, compressed data and uncompressed size in bytes of each block.
+
+    Raises DamageError unless the blocks fill `packed` exactly and promise `uncompressed` bytes in all.
+    """
+    blocks, place, promised = [], 0, 0
     while place < len(packed):
         header = bytes(packed[place : place + _HEADER])
         if len(header) < _HEADER or header[:2] not in _ALGORITHMS:
             raise DamageError("a compressed block has no valid header")
-        place += _HEADER + int.from_bytes(header[3:6], "little")
-        promised += int.from_bytes(header[6:9], "little")
+        size, end = int.from_bytes(header[6:9], "little"), place + _HEADER + int.from_bytes(header[3:6], "little")
+        blocks.append((header[:2], packed[place + _HEADER : end], size))
+        place, promised = end, promised + size
     if place != len(packed) or promised != uncompressed:
         raise DamageError("the sizes of the compressed blocks do not add up")
+    return blocks

@@ -268,8 +268,8 @@ def _fill(folder: Path, job: _Job) -> None:
         files=tuple(stored),
         statistics=statistics.results(job.features),
         cut_flow=flow if job.preprocessing else (),
+        count_bits=writer.count_bits,
     )
-    write_facts(folder, facts)
     write_facts(folder, replace(facts, statistics=_with_samples(folder, facts)))
 
 
@@ -300,9 +300,9 @@ def _sample(folder: Path, facts: StoreFacts) -> tuple[NDArray[np.float32], NDArr
         stretches = [(int(start), size) for start in np.linspace(0, facts.events - size, _SAMPLED_STRETCHES)]
     values, begin, counts, end = [], [], [], 0
     for start, events in stretches:
-        offsets = read_array(folder, "offsets", start, events + 1)
-        values.append(read_array(folder, "values", int(offsets[0]), int(offsets[-1] - offsets[0])))
-        counts.append(read_array(folder, "counts", start * jagged, events * jagged).reshape(events, jagged))
+        offsets = read_array(folder, facts, "offsets", start, events + 1)
+        values.append(read_array(folder, facts, "values", int(offsets[0]), int(offsets[-1] - offsets[0])))
+        counts.append(read_array(folder, facts, "counts", start * jagged, events * jagged).reshape(events, jagged))
         begin.append(offsets[:-1] - offsets[0] + end)
         end += values[-1].size
     return np.concatenate(values), np.concatenate(begin), np.concatenate(counts).astype(np.int64)

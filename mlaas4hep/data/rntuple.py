@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from uproot.const import RNTupleFieldFlags, RNTupleFieldRole
 
 from mlaas4hep.data.blocks import Column, FlatValues, JaggedValues, cut
-from mlaas4hep.data.compression import check_blocks
+from mlaas4hep.data.compression import checked_blocks
 from mlaas4hep.data.damage import GET_AGAIN, DamageError, explained
 from mlaas4hep.data.remote_root import RemoteSource
 from mlaas4hep.data.schema import INPUT_KINDS, Branch, Kind
@@ -160,7 +160,7 @@ def _verify_pages(ntuple: Any, size: int) -> None:
             _check_sum(raw)
             raw = raw[:length]
         if length < uncompressed:
-            check_blocks(memoryview(raw), uncompressed)
+            checked_blocks(memoryview(raw), uncompressed)
         chunk, cursor = uproot.source.chunk.Chunk.wrap(ntuple.file.source, raw), uproot.source.cursor.Cursor(0)
         if length < uncompressed:
             chunk = uproot.compression.decompress(chunk, cursor, {}, length, uncompressed, block_info=None)

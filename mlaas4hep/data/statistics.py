@@ -147,7 +147,7 @@ class RunningStatistics:
 
 def sampled(feature: FeatureStatistics, values: NDArray[np.float32]) -> FeatureStatistics:
     """The statistics of a feature with the quantiles and the sentinels of a sample of its values, shape (n,)."""
-    finite = np.sort(values[np.isfinite(values)].astype(np.float64))
+    finite = np.sort(values[np.isfinite(values)]).astype(np.float64)
     if not finite.size:
         return feature
     return replace(

@@ -5,7 +5,7 @@ A store is a folder:
 =============  =====================================================================================================
 values.f32     for each event its flat columns, then the values of each jagged branch; little-endian float32
 offsets.i64    shape (events + 1,): where each event begins in the values
-counts.u32     shape (events, jagged branches): number of values of each jagged branch
+counts.u8      shape (events, jagged branches): number of values of each jagged branch; .u16 or .u32 for longer lists
 positions.u32  shape (events,): decides which events train, validate and test (`split.positions`)
 entries.i64    shape (events,): number of the entry in its tree, if events were cut away
 labels.f64     shape (events,): the label branch, if there is one
@@ -34,17 +34,17 @@ from mlaas4hep.data.schema import FlatColumn, InputBranch, JaggedColumn, Scaling
 from mlaas4hep.data.split import fold_parts, parts_of
 from mlaas4hep.data.statistics import FeatureStatistics
 
-STORE_FORMAT = 2
+STORE_FORMAT = 3
 _ARRAYS: dict[str, tuple[str, str]] = {
     "values": ("values.f32", "<f4"),
     "offsets": ("offsets.i64", "<i8"),
-    "counts": ("counts.u32", "<u4"),
     "positions": ("positions.u32", "<u4"),
     "entries": ("entries.i64", "<i8"),
     "labels": ("labels.f64", "<f8"),
     "weights": ("weights.f32", "<f4"),
 }
-_ALWAYS = ("values", "offsets", "counts", "positions")
+_ALWAYS = ("values", "offsets", "positions")
+_WIDENED_AT_A_TIME = 2**22
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ class StoreFacts:
         files: where the events came from.
         statistics: one a feature.
         cut_flow: what preprocessing cut away, beginning with all events read; empty without preprocessing.
+        count_bits: width of the counts, 8, 16 or 32: the least that holds the largest.
     """
 
     key: str
@@ -103,6 +104,7 @@ class StoreFacts:
     files: tuple[StoredFile, ...]
     statistics: tuple[FeatureStatistics, ...]
     cut_flow: tuple[Cut, ...] = ()
+    count_bits: int = 32
     format: int = STORE_FORMAT
 
     @property
@@ -112,7 +114,7 @@ class StoreFacts:
 
     def to_json(self) -> str:
         """As text."""
-        return json.dumps(asdict(self), indent=1)
+        return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> StoreFacts:
@@ -131,7 +133,7 @@ class PackedStore:
         facts: what it was made from.
         values: float32, all values.
         offsets: int64, shape (events + 1,).
-        counts: uint32, shape (events, jagged).
+        counts: uint8, uint16 or uint32, shape (events, jagged).
         positions: uint32, shape (events,).
         entries: int64, shape (events,), or None where no event was cut away.
         labels: float64, shape (events,), or None without a label branch.
@@ -142,10 +144,13 @@ class PackedStore:
     def __init__(self, folder: Path, split: float) -> None:
         self.folder = folder
         self.facts = StoreFacts.from_json((folder / "store.json").read_text(encoding="utf-8"))
-        found = {name: _mapped(folder / file, dtype) for name, (file, dtype) in _ARRAYS.items()}
+        arrays = _ARRAYS | {"counts": _counts(self.facts.count_bits)}
+        found = {name: _mapped(folder / file, dtype) for name, (file, dtype) in arrays.items()}
         self.values: NDArray[np.float32] = found["values"]
         self.offsets: NDArray[np.int64] = found["offsets"]
-        self.counts: NDArray[np.uint32] = found["counts"].reshape(self.facts.events, len(self.facts.jagged))
+        self.counts: NDArray[np.unsignedinteger[Any]] = found["counts"].reshape(
+            self.facts.events, len(self.facts.jagged)
+        )
         self.positions: NDArray[np.uint32] = found["positions"]
         self.entries: NDArray[np.int64] | None = found["entries"] if (folder / _ARRAYS["entries"][0]).exists() else None
         self.labels: NDArray[np.float64] | None = found["labels"] if self.facts.label else None
@@ -214,9 +219,9 @@ class PackedStore:
         return min(largest, int(most))
 
 
-def read_array(folder: Path, name: str, start: int, count: int) -> NDArray[Any]:
+def read_array(folder: Path, facts: StoreFacts, name: str, start: int, count: int) -> NDArray[Any]:
     """A stretch of one array of a store, shape (count,), read instead of mapped."""
-    file, dtype = _ARRAYS[name]
+    file, dtype = _counts(facts.count_bits) if name == "counts" else _ARRAYS[name]
     return np.fromfile(folder / file, dtype=dtype, count=count, offset=start * np.dtype(dtype).itemsize)
 
 
@@ -236,6 +241,11 @@ def placing(feature: FeatureStatistics, scaling: Scaling) -> tuple[float, float]
     return feature.minimum, feature.maximum - feature.minimum
 
 
+def _counts(bits: int) -> tuple[str, str]:
+    """File and type of the counts."""
+    return f"counts.u{bits}", f"<u{bits // 8}"
+
+
 def _mapped(path: Path, dtype: str) -> NDArray[Any]:
     if not path.exists() or path.stat().st_size == 0:
         return np.empty(0, dtype=dtype)
@@ -248,11 +258,17 @@ class StoreWriter:
     Args:
         folder: where to.
         optional: which of `entries`, `labels` and `weights` the store has.
+
+    Attributes:
+        count_bits: width of the counts so far.
     """
 
     def __init__(self, folder: Path, optional: Sequence[str]) -> None:
+        self.count_bits = 8
+        self._folder = folder
+        self._files = {name: _ARRAYS[name] for name in (*_ALWAYS, *optional)} | {"counts": _counts(self.count_bits)}
         self._streams: dict[str, BinaryIO] = {
-            name: (folder / _ARRAYS[name][0]).open("wb") for name in (*_ALWAYS, *optional)
+            name: (folder / file).open("wb") for name, (file, _) in self._files.items()
         }
         self._end = 0
         self._write("offsets", np.zeros(1, dtype=np.int64))
@@ -268,10 +284,25 @@ class StoreWriter:
         """Append n events with `positions` and the optional arrays that the store has, each of shape (n,)."""
         self._write("values", packed.values)
         self._write("offsets", self._end + np.cumsum(packed.sizes))
+        self._widen(int(packed.counts.max(initial=0)))
         self._write("counts", packed.counts)
         for name, values in columns.items():
             self._write(name, values)
         self._end += packed.values.size
 
+    def _widen(self, largest: int) -> None:
+        """Write the counts anew, if they are too narrow for the largest one."""
+        bits = next(bits for bits in (8, 16, 32) if largest < 2**bits)
+        if bits <= self.count_bits:
+            return
+        (narrow, dtype), (wide, _) = self._files["counts"], _counts(bits)
+        self._streams["counts"].close()
+        self.count_bits, self._files["counts"] = bits, _counts(bits)
+        self._streams["counts"] = (self._folder / wide).open("wb")
+        with (self._folder / narrow).open("rb") as stream:
+            while piece := stream.read(_WIDENED_AT_A_TIME):
+                self._write("counts", np.frombuffer(piece, dtype=dtype))
+        (self._folder / narrow).unlink()
+
     def _write(self, name: str, array: NDArray[Any]) -> None:
-        self._streams[name].write(np.ascontiguousarray(array, dtype=_ARRAYS[name][1]).data)
+        self._streams[name].write(np.ascontiguousarray(array, dtype=self._files[name][1]).data)

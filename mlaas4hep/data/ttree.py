@@ -76,10 +76,13 @@ class TreeContents:
         """
         readers: dict[int, BasketReader] = {}
         fetched: dict[int, BasketReader] = {}
+        counters: dict[str, Any] = {}
         for name in names:
             branch = self._leaves[name].branch
             with explained(f"The branch {name} of {self._where}", GET_AGAIN):
-                for needed in (branch, branch.count_branch):
+                # uproot looks for the counter anew each time that it is asked
+                counters[name] = branch.count_branch
+                for needed in (branch, counters[name]):
                     if needed is not None and id(needed) not in readers:
                         readers[id(needed)] = BasketReader(needed, self.entries)
                     # lists whose baskets hold their offsets do without the counter
@@ -92,7 +95,7 @@ class TreeContents:
             with explained(f"{self._where} between the entries {start} and {end}", "Get the file again."):
                 self._fetch(list(fetched.values()), start, end)
             read: dict[int, Column] = {}
-            yield start, end, {name: self._values(name, readers, read, start, end) for name in names}
+            yield start, end, {name: self._values(name, counters[name], readers, read, start, end) for name in names}
 
     def _fetch(self, readers: Sequence[BasketReader], start: int, stop: int) -> None:
         """Ask for the bytes of all baskets of a block in one request."""
@@ -119,11 +122,10 @@ class TreeContents:
                 yield memoryview(os.pread(stream.fileno(), last - first, first))
 
     def _values(
-        self, name: str, readers: dict[int, BasketReader], read: dict[int, Column], start: int, stop: int
+        self, name: str, counter: Any, readers: dict[int, BasketReader], read: dict[int, Column], start: int, stop: int
     ) -> Column:
         """The values of one name; `read` keeps those of branches that several names come from."""
         leaf = self._leaves[name]
-        counter = leaf.branch.count_branch
         with explained(f"The branch {name} of {self._where} between the entries {start} and {stop}", GET_AGAIN):
             counts = readers[id(counter)].counts if counter is not None else None
             if id(leaf.branch) not in read:
@@ -250,8 +252,7 @@ def read_basket(raw: memoryview) -> Basket:
         return Basket(entries, keylen, data, None)
     if (objlen - border) % 4 or objlen - border < 8:
         raise DamageError("the offsets of a basket's lists are incomplete")
-    offsets = data[border:].view(">i4")[1:].astype(np.int64)
-    offsets -= keylen
+    offsets = np.subtract(data[border:].view(">i4")[1:], keylen, dtype=np.int64)
     offsets[-1] = border
     return Basket(entries, keylen, data[:border], offsets)
 

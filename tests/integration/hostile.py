@@ -83,8 +83,8 @@ def stored(files: list, branches: dict[str, Branch], cache: Path) -> str:
     assert store.facts.events == files[0].entries
     assert all(np.isfinite([s.minimum, s.maximum, s.mean, s.deviation]).all() for s in store.facts.statistics)
     content = hashlib.sha256()
-    for name in ("values.f32", "offsets.i64", "counts.u32"):
-        content.update((store.folder / name).read_bytes())
+    for file in (store.folder / "values.f32", store.folder / "offsets.i64", *store.folder.glob("counts.*")):
+        content.update(file.read_bytes())
     return content.hexdigest()
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import awkward as ak
 import numpy as np
 import pytest
 
@@ -105,6 +106,25 @@ def test_a_file_without_entries_among_others_is_left_out(
     assert notes == [f"{empty}:Events has no entries and is left out."]
 
 
+@pytest.mark.parametrize(("longest", "file"), [(255, "counts.u8"), (256, "counts.u16"), (70_000, "counts.u32")])
+def test_counts_are_as_narrow_as_the_longest_list_allows(
+    stored, tmp_path: Path, write_tree, longest: int, file: str
+) -> None:
+    # the longest list is in the second file, so that what was written of the first has to be widened
+    counts = np.arange(300) % 5
+    counts[-1] = longest
+    values = np.arange(counts.sum(), dtype=np.float32)
+    lists = ak.unflatten(values, counts)
+    files = [
+        write_tree(tmp_path / name, {"x": part}) for name, part in (("1.root", lists[:200]), ("2.root", lists[200:]))
+    ]
+    store = stored(files, excluded=["nx"])
+    assert [path.name for path in store.folder.glob("counts.*")] == [file]
+    assert store.counts[:, 0].tolist() == counts.tolist()
+    assert np.array_equal(store.values, values)
+    assert store.facts.statistics[0].multiplicity == longest
+
+
 def test_a_file_that_changes_meanwhile_is_refused(workflow_folder: Path, own_store: Path) -> None:
     file = workflow_folder / "signal.root"
     files, branches, _ = scan(resolve_files(str(file), "Events"))
@@ -137,5 +157,5 @@ def test_a_killed_ingest_leaves_no_store_and_the_next_run_is_as_if_nothing_happe
     assert stores(own_store) == [after.facts.key]
     monkeypatch.setenv("MLAAS4HEP_CACHE", str(tmp_path / "other"))
     undisturbed = stored([file], identifiers=["event"])
-    for name in ("values.f32", "offsets.i64", "counts.u32", "positions.u32", "store.json"):
+    for name in ("values.f32", "offsets.i64", "counts.u8", "positions.u32", "store.json"):
         assert (after.folder / name).read_bytes() == (undisturbed.folder / name).read_bytes()
