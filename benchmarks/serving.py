@@ -1,10 +1,12 @@
 """The inference server under load: a 29-128-64-1 dense network, authentication on; a Markdown table.
 
-    python benchmarks/serving.py [--seconds 10] [--workers N] [--folder FOLDER] [--only TEXT]
+    python benchmarks/serving.py [--seconds 10] [--workers N] [--folder FOLDER] [--only TEXT] [--triton FOLDER]
 
 Needs wrk (Debian's package) and Keras. The network is trained on generated events and published as any model is; the
 server runs with one worker a processor, wrk on the same computer. The last column is what the server's processes use
-of the processors for a request, whatever else runs there.
+of the processors for a request, whatever else runs there. `--triton` names a virtual environment with nvidia-pytriton
+and onnxruntime: its Triton then serves the same network beforehand, by its Python backend and ONNX Runtime, without
+authentication.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -73,9 +76,7 @@ def app() -> Any:
 @contextmanager
 def server(folder: Path, workers: int) -> Iterator[tuple[str, int]]:
     """The server's address and process, while it runs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     code = (
         "from mlaas4hep.serving.server import serve; from mlaas4hep.serving.settings import ServingSettings;"
         f"serve('serving:app', ServingSettings(port={port}, workers={workers}))"
@@ -84,16 +85,87 @@ def server(folder: Path, workers: int) -> Iterator[tuple[str, int]]:
     process = subprocess.Popen([sys.executable, "-c", code], env=environment)
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{address}/v2/health/ready", timeout=5)
-                break
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.1)
+        ready(f"{address}/v2/health/ready")
         yield address, process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+_TRITON = f"""
+backend: "python"
+input [ {{ name: "values" data_type: TYPE_FP32 dims: [ -1, {WIDTH} ] }} ]
+output [ {{ name: "predictions" data_type: TYPE_FP32 dims: [ -1, 2 ] }} ]
+instance_group [ {{ kind: KIND_CPU count: 1 }} ]
+"""
+_TRITON_MODEL = """
+import onnxruntime
+import triton_python_backend_utils as triton
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        network = args["model_repository"] + "/1/model.onnx"
+        self._session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        values = triton.get_input_tensor_by_name(request, "values").as_numpy()
+        found = self._session.run(None, {"values": values})[0]
+        return triton.InferenceResponse(output_tensors=[triton.Tensor("predictions", found)])
+"""
+
+
+@contextmanager
+def triton(folder: Path, environment: Path) -> Iterator[str]:
+    """The address of a Triton that serves the network, while it runs."""
+    (package,) = environment.glob("lib/python3*/site-packages/pytriton/tritonserver")
+    python = package.parents[2].name.removeprefix("python")
+    model = folder / "triton" / MODEL
+    (model / "1").mkdir(parents=True, exist_ok=True)
+    network = next(folder.glob("repository/*/*/*/model.onnx"))
+    shutil.copy(network, model / "1" / "model.onnx")
+    backends = shutil.copytree(package / "backends", folder / "backends", dirs_exist_ok=True)
+    shutil.copy(package / "python_backend_stubs" / python / "triton_python_backend_stub", backends / "python")
+    (model / "config.pbtxt").write_text(_TRITON)
+    (model / "1" / "model.py").write_text(_TRITON_MODEL)
+    port = free_port()
+    words = [package / "bin" / "tritonserver", f"--model-repository={folder / 'triton'}", "--allow-metrics=false"]
+    words += [f"--backend-directory={backends}", "--http-address=127.0.0.1", f"--http-port={port}"]
+    variables = os.environ | {"PATH": f"{environment / 'bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": str(environment)}
+    variables["LD_LIBRARY_PATH"] = str(next(environment.rglob("libcudart*")).parent)
+    with (folder / "triton.log").open("wb") as log:
+        process = subprocess.Popen([*words, "--allow-grpc=false"], env=variables, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        ready(f"{address}/v2/models/{MODEL}/ready")
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def ready(address: str) -> None:
+    """Wait until an address answers."""
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(address, timeout=5)
+            return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.1)
+    raise SystemExit(f"{address} does not answer.")
 
 
 @dataclass(frozen=True)
@@ -205,18 +277,24 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--only", default="")
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--triton", type=Path)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="serving-") as temporary:
         folder = chosen.folder or Path(temporary)
         if not (folder / "repository").exists():
             publish(folder)
+        print("| | clients | requests/s | rows/s | p50 us | p99 us | server's CPU us |\n|---|---|---|---|---|---|---|")
+        if chosen.triton:
+            with triton(folder, chosen.triton) as address:
+                for load in loads()[:2]:
+                    wrk(folder, address, load, "", _WARM_SECONDS)
+                    rate, median, late = wrk(folder, address, load, "", chosen.seconds)
+                    figures = f"{rate:,.0f} | {rate:,.0f} | {median:,.0f} | {late:,.0f} |"
+                    print(f"| Triton: {load.what} | {load.clients} | {figures} |", flush=True)
         with server(folder, chosen.workers) as (address, process):
             token = (folder / "token").read_text().strip()
             # every worker loads the model
             wrk(folder, address, replace(loads()[0], clients=64), token, _WARM_SECONDS)
-            print(
-                "| | clients | requests/s | rows/s | p50 us | p99 us | server's CPU us |\n|---|---|---|---|---|---|---|"
-            )
             for load in loads():
                 if chosen.only in load.what:
                     wrk(folder, address, load, token, 1)
