@@ -55,6 +55,7 @@ def write_attempt(attempt: Attempt) -> None:
             "resources": asdict(attempt.task.resources),
             "reads": [str(path) for path in attempt.task.reads],
             "network": attempt.task.network,
+            "endpoints": list(attempt.task.endpoints),
             "places": attempt.places,
             "limited": attempt.limited,
             "environment": dict(attempt.environment),
@@ -75,6 +76,7 @@ def read_attempt(folder: Path) -> Attempt:
             Resources(**facts["resources"]),
             tuple(map(Path, facts["reads"])),
             facts["network"],
+            tuple(facts["endpoints"]),
         )
         devices = tuple(map(Path, facts["devices"]))
         return Attempt(task, facts["places"], facts["limited"], facts["environment"], devices, facts["scheduled"])

@@ -60,7 +60,8 @@ class Task:
         account: the system account to run as, "" for the executor's own.
         resources: what it may use.
         reads: data folders outside its own that it may read.
-        network: whether it may use the network (for remote data).
+        network: whether it has all of the computer's network, its loopback included.
+        endpoints: HOST:PORT of each server that it may reach otherwise (see `network`).
     """
 
     key: str
@@ -69,6 +70,7 @@ class Task:
     resources: Resources = Resources()
     reads: tuple[Path, ...] = ()
     network: bool = False
+    endpoints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import mlaas4hep
 from mlaas4hep.errors import MlaasError
 
 TEMPORARY_BYTES = 512 * 2**20
+HOST_NAME = "mlaas4hep"
 _NOBODY = 65534
 _PROGRAMS = "/usr/sbin:/usr/bin:/sbin:/bin"
 _OLDEST = (0, 8)
@@ -44,6 +46,21 @@ _GPU_CONTROL = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
 _GPU_SYSTEM = ("/sys/bus/pci", "/sys/devices", "/sys/module/nvidia", "/sys/module/nvidia_uvm")
 
 
+@dataclass(frozen=True)
+class Gate:
+    """Lets the caller prepare a sandbox's own network before the command runs.
+
+    Attributes:
+        tell: file descriptor that bubblewrap's JSON (`child-pid`, `net-namespace`, see `--info-fd`) is written to.
+        wait: file descriptor that has to have a byte to read before the command runs.
+        hosts: file that is the sandbox's /etc/hosts.
+    """
+
+    tell: int
+    wait: int
+    hosts: Path
+
+
 def sandboxed(
     command: Sequence[str],
     *,
@@ -51,6 +68,7 @@ def sandboxed(
     reads: Iterable[Path] = (),
     environment: Mapping[str, str] | None = None,
     network: bool = False,
+    gate: Gate | None = None,
     gpus: Iterable[Path] = (),
     temporary: int = TEMPORARY_BYTES,
     account: int | None = None,
@@ -67,6 +85,7 @@ def sandboxed(
         environment: all of its environment but PATH, LANG and TMPDIR. Everybody on this computer can see it, so
             secrets are handed over in files.
         network: whether it has the network of this computer instead of none.
+        gate: how its own network is prepared; its file descriptors are passed on as well.
         gpus: device nodes of the GPUs that it may use (/dev/nvidia0).
         temporary: bytes that it may write to each of /tmp and /dev/shm; they count as its memory.
         account: number of the user and group, as which it runs when the caller is root.
@@ -77,12 +96,16 @@ def sandboxed(
     places, writes = [*_system(), *_read_only(framework())], tuple(writes)
     if network:
         places += ["--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf"]
+    if gate:
+        places += ["--ro-bind", str(gate.hosts), "/etc/hosts"]
     places += [*_gpus(tuple(gpus)), *_read_only(reads)]
     for path in writes:
         places += [*_parents(path), "--bind", str(path), str(path)]
     size = str(temporary)
     memory = [word for path in ("/tmp", "/dev/shm") for word in ("--perms", "1777", "--size", size, "--tmpfs", path)]  # noqa: S108
     apart = [] if network else ["--unshare-net"]
+    if gate:
+        apart += ["--info-fd", str(gate.tell), "--block-fd", str(gate.wait)]
     variables = {"PATH": _path(), "LANG": "C.UTF-8", "TMPDIR": "/tmp"} | dict(environment or {})  # noqa: S108
     namespaces = ["--die-with-parent", "--new-session", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
     # what bubblewrap is started with can be read inside, from /proc/1/environ
@@ -95,7 +118,7 @@ def sandboxed(
         "--unshare-cgroup-try",
         *apart,
         "--hostname",
-        "mlaas4hep",
+        HOST_NAME,
         "--clearenv",
     ]
     for name, value in variables.items():

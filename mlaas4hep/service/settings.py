@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlaas4hep.errors import UsageError
 from mlaas4hep.service.authentication import AuthenticationSettings
+from mlaas4hep.service.endpoints import MOST, Endpoint
 from mlaas4hep.service.executors import ExecutorSettings
 from mlaas4hep.serving.settings import ServingSettings
 
@@ -54,6 +56,9 @@ class JobSettings(BaseModel):
         attempts: how often a job is started that was interrupted through no fault of its own.
         interval: seconds between two looks at the running jobs.
         reads: data folders that jobs may read.
+        network: what jobs reach that read from servers: the `endpoints`, or `all` of this computer's network, its
+            loopback and its cloud's metadata included.
+        endpoints: HOST:PORT of each server of data that they may reach.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +69,8 @@ class JobSettings(BaseModel):
     attempts: int = Field(3, ge=1)
     interval: float = Field(1.0, gt=0)
     reads: tuple[Path, ...] = ()
+    network: Literal["endpoints", "all"] = "endpoints"
+    endpoints: tuple[Endpoint, ...] = Field((), max_length=MOST)
 
 
 class Settings(BaseModel):

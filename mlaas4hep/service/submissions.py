@@ -23,10 +23,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from mlaas4hep.data.sources import is_remote, read_list
+from mlaas4hep.data.sources import read_list
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.service.archive import checked_path
 from mlaas4hep.service.database import Database, JobRow, UserRow
+from mlaas4hep.service.endpoints import needed
 from mlaas4hep.service.executor import Resources, State, Task
 from mlaas4hep.service.identity import User
 from mlaas4hep.service.jobs import now
@@ -154,7 +155,8 @@ class Submissions:
 
         def fill(folder: Path) -> None:
             self._workspaces.copy(user.key, submission.workspace, folder)
-            row.network = _arrange(folder, submission)
+            _arrange(folder, submission)
+            row.network = self._reads_remote(folder)
 
         return self._take(user, row, fill, model_of_process)
 
@@ -167,7 +169,6 @@ class Submissions:
         row = JobRow(
             name=before.name,
             workspace=before.workspace,
-            network=before.network,
             request_key=request_key,
             request_digest=hashlib.sha256(f"resubmit {key}".encode()).hexdigest(),
             **{name: getattr(before, name) for name in JobResources.model_fields},
@@ -178,6 +179,7 @@ class Submissions:
                 shutil.copytree(self._folder / key / "input", folder, symlinks=True)
             except FileNotFoundError as error:
                 raise AbsentError from error
+            row.network = self._reads_remote(folder)
 
         return self._take(user, row, fill, before.model != before.name)
 
@@ -281,12 +283,14 @@ class Submissions:
 
     def task(self, row: JobRow) -> Task:
         """The job's present attempt, for an executor."""
+        whole = self._settings.network == "all"
         return Task(
             key=f"{row.key}-{row.attempt}",
             folder=self._folder / row.key,
             resources=Resources(row.cpus, row.memory, row.gpus, row.seconds, row.disk),
             reads=self._settings.reads,
-            network=row.network,
+            network=row.network and whole,
+            endpoints=self._settings.endpoints if row.network and not whole else (),
         )
 
     def folder(self, row: JobRow) -> Path:
@@ -334,6 +338,20 @@ class Submissions:
             session.flush()
             return row
 
+    def _reads_remote(self, folder: Path) -> bool:
+        """Whether a job reads from servers. Raises UsageError for one that jobs may not reach."""
+        parameters = parse_parameters(json.loads((folder / PARAMS).read_text(encoding="utf-8")), PARAMS)
+        wanted = needed(read_list(folder / FILES), parameters.redirector)
+        allowed = self._settings.endpoints
+        lacking = [endpoint for endpoint in wanted if endpoint not in allowed]
+        if lacking and self._settings.network != "all":
+            raise UsageError(
+                f"The job reads from {', '.join(lacking)}, which jobs of this service may not reach "
+                f"(they may reach {', '.join(allowed) or 'no server'}).",
+                "Ask its administrators to add what lacks to `endpoints` of [jobs] in the service's settings.",
+            )
+        return bool(wanted)
+
     def _refuse_too_large(self, wanted: JobRow, quota: Quota) -> None:
         for name in ("cpus", "memory", "gpus"):
             asked = getattr(wanted, name)
@@ -364,8 +382,8 @@ def note_user(session: Session, user: User, quota: Quota) -> None:
     session.execute(insert.on_conflict_do_update(index_elements=["key"], set_=changing))
 
 
-def _arrange(folder: Path, submission: Submission) -> bool:
-    """Give the chosen files the names of a workflow folder. Returns whether data are read from elsewhere."""
+def _arrange(folder: Path, submission: Submission) -> None:
+    """Give the chosen files the names of a workflow folder."""
     for name, text, target in (
         ("files", submission.files, FILES),
         ("labels", submission.labels, LABELS),
@@ -373,8 +391,6 @@ def _arrange(folder: Path, submission: Submission) -> bool:
     ):
         _put(folder, name, text, target)
     _write_parameters(folder, submission)
-    sources = read_list(folder / FILES)
-    return any(is_remote(source) or source.startswith("/store/") for source in sources)
 
 
 def _put(folder: Path, name: str, text: str, target: str) -> None:

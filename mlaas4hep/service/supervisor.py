@@ -42,7 +42,8 @@ from mlaas4hep.service.cgroups import ControlGroup, make_group, own_group
 from mlaas4hep.service.disk import DiskFullError, DiskWatch
 from mlaas4hep.service.executor import Outcome, State, Task
 from mlaas4hep.service.jobs import all_jobs, give, now, read_json
-from mlaas4hep.service.sandbox import gpu_nodes, sandboxed
+from mlaas4hep.service.network import JobNetwork
+from mlaas4hep.service.sandbox import Gate, gpu_nodes, sandboxed
 
 _INTERVAL = 0.5
 _REASON_BYTES = 8192
@@ -223,18 +224,23 @@ class _Supervision:
             _appended(self._folder / "log") as log,
             _appended(self._folder / "progress.jsonl") as progress,
             tempfile.TemporaryFile(dir=self._folder) as told,
+            JobNetwork(self._task.endpoints, self._folder) as network,
         ):
-            words = self._words(account, progress.fileno(), told.fileno())
+            passed = [progress.fileno(), told.fileno()]
+            words = self._words(account, *passed, network.gate)
+            if network.gate:
+                passed += [network.gate.tell, network.gate.wait]
             process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                pass_fds=(progress.fileno(), told.fileno()),
+                pass_fds=passed,
                 preexec_fn=lambda: self._restrict(group),  # noqa: PLW1509  (this process has no threads)
             )
             try:
+                network.begin(log.fileno(), account)
                 self._watch(process, limits)
             finally:
                 out_of_memory = limits is not None and limits.killed_for_memory()
@@ -250,7 +256,8 @@ class _Supervision:
                     raise _EndedError(State.OUT_OF_MEMORY, _memory_reason(self._task))
                 told.seek(0)
                 reason = told.read(_REASON_BYTES).decode(errors="replace").replace("\0", "").strip()
-                raise _EndedError(State.FAILED, reason or _exit_reason(status, self._folder / "log"))
+                reason = reason or _exit_reason(status, self._folder / "log")
+                raise _EndedError(State.FAILED, network.explained(reason))
         _take_model(work / "model", self._folder)
 
     def _group(self) -> ControlGroup | None:
@@ -265,7 +272,7 @@ class _Supervision:
             print(f"memory and processes of this job are not limited: {error.message}", file=sys.stderr, flush=True)
             return None
 
-    def _words(self, account: int | None, progress: int, told: int) -> list[str]:
+    def _words(self, account: int | None, progress: int, told: int, gate: Gate | None) -> list[str]:
         work, cpus = self._folder / "work", str(self._task.resources.cpus)
         home = str(work / "home")
         environment = {
@@ -288,6 +295,7 @@ class _Supervision:
             reads=[self._folder / "input", *self._task.reads],
             environment={**environment, **self._attempt.environment},
             network=self._task.network,
+            gate=gate,
             gpus=self._devices,
             account=account,
         )

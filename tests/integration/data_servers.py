@@ -22,6 +22,7 @@ all.adminpath {folder}/admin
 all.pidpath {folder}/run
 oss.localroot {folder}/files
 all.export /store r/o
+xrootd.redirect 192.0.2.7:1094 /store/moved
 """
 _NGINX = """daemon off;
 pid {folder}/pid;
@@ -35,6 +36,7 @@ http {{
   root {folder}/files;
   server {{
     listen 127.0.0.1:{ports[several]};
+    location /elsewhere/ {{ return 302 http://elsewhere.example:8000$request_uri; }}
     location ~ ^/moved/(.*)$ {{ return 302 /$1; }}
     location /secret/ {{ return 403; }}
     location /busy/ {{ return 503; }}

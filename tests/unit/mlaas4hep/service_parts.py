@@ -64,6 +64,7 @@ class Processes:
     def __init__(self, script: str = QUICK) -> None:
         self.script = script
         self.started: list[str] = []
+        self.tasks: list[Task] = []
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def submit(self, task: Task) -> None:
@@ -72,6 +73,7 @@ class Processes:
         except FileExistsError:
             return
         self.started.append(task.key)
+        self.tasks.append(task)
         with (task.folder / "log").open("ab") as log:
             self._processes[task.key] = subprocess.Popen(
                 ["sh", "-ec", self.script],

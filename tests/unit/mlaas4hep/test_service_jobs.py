@@ -38,6 +38,13 @@ def service(tmp_path) -> Iterator[Running]:
 
 
 @pytest.fixture
+def with_endpoint(tmp_path) -> Iterator[Running]:
+    jobs = JobSettings(interval=0.05, cpus=4, memory=2**40, endpoints=("host:1094", "web.example:443"))
+    with running(tmp_path, jobs=jobs) as service:
+        yield service
+
+
+@pytest.fixture
 def slow(tmp_path) -> Iterator[Running]:
     with running(tmp_path, WAITS) as service:
         yield service
@@ -77,8 +84,8 @@ def test_a_job_has_the_workspace_as_it_was(service: Running):
     assert json.loads((folder / "params.json").read_text()) == {"epochs": 7}
 
 
-def test_files_of_any_name_are_submitted(service: Running):
-    client = service.client()
+def test_files_of_any_name_are_submitted(with_endpoint: Running):
+    service, client = with_endpoint, with_endpoint.client()
     files = {"sub/list": "root://host//a.root\n", "net.py": "def model(): ...\n", "p.json": '{"epochs": 3}'}
     upload(client, files=files)
     job = submit(client, files="sub/list", labels="isSignal", model="net.py", params="p.json")
@@ -87,6 +94,38 @@ def test_files_of_any_name_are_submitted(service: Running):
     assert (folder / "labels.txt").read_text() == "isSignal\n"
     assert (folder / "model.py").read_text() == files["net.py"]
     assert json.loads((folder / "params.json").read_text()) == {"epochs": 3}
+
+
+def test_a_job_that_reads_from_a_server_needs_an_endpoint_that_is_allowed(with_endpoint: Running):
+    service, client = with_endpoint, with_endpoint.client()
+    upload(client, files=WORKFLOW | {"files.txt": "root://HOST//a.root\nroot://other//b.root\n"})
+    answer = client.post(JOBS, json={"workspace": "higgs"})
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == (
+        "The job reads from other:1094, which jobs of this service may not reach "
+        "(they may reach host:1094, web.example:443)."
+    )
+    assert "Ask its administrators" in answer.json()["remedy"]
+    assert list((service.settings.data / "jobs").iterdir()) == []
+    upload(client, files=WORKFLOW | {"files.txt": "/store/a.root\n/data/b.root\n"})
+    refused = client.post(JOBS, json={"workspace": "higgs", "parameters": {"redirector": "root://other/"}})
+    assert refused.status_code == 422
+    job = submit(client, parameters={"redirector": "root://host/"})
+    ended(client, job["id"])
+    upload(client, "local")
+    ended(client, submit(client, "local")["id"])
+    reached = [(task.network, task.endpoints) for task in service.executor.tasks]
+    assert reached == [(False, ("host:1094", "web.example:443")), (False, ())]
+
+
+def test_jobs_have_the_whole_network_where_the_settings_say_so(tmp_path):
+    with running(tmp_path, jobs=JobSettings(interval=0.05, cpus=4, memory=2**40, network="all")) as service:
+        client = service.client()
+        upload(client, files=WORKFLOW | {"files.txt": "root://host//a.root\n"})
+        ended(client, submit(client)["id"])
+        upload(client)
+        ended(client, submit(client)["id"])
+        assert [(task.network, task.endpoints) for task in service.executor.tasks] == [(True, ()), (False, ())]
 
 
 @pytest.mark.parametrize(
