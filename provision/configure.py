@@ -62,6 +62,7 @@ def _service_variables(spec: PlatformSpec) -> dict[str, Any]:
         "mlaas4hep_issuer_ca": spec.iam_ca or "",
         "mlaas4hep_client_id": spec.client_id,
         "mlaas4hep_executor": spec.executor,
+        "mlaas4hep_endpoints": list(spec.endpoints),
         "mlaas4hep_policy": spec.policy or "",
         "web_proxy_domain": spec.domain,
         "web_proxy_tls": "own" if spec.certificate else spec.tls,

@@ -28,6 +28,9 @@ JUMP_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(@[A-Za-z0-9][A-Za-z0-9.-]*)?(:\d{1
 
 DOMAIN_PATTERN = r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
 
+# a name, not an address; the service checks the rest
+ENDPOINT_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?:[1-9]\d{0,4}$"
+
 WEB_PORTS = (80, 443)
 """What a shared service is reached by; port 80 only redirects, and proves the domain to an ACME CA."""
 
@@ -132,7 +135,9 @@ class PlatformSpec(BaseModel):
     of the OpenID Connect issuer `iam` for `client_id`, as the file `policy` allows. Its certificate is from an ACME CA,
     from a CA of its own (`tls`), or given (`certificate` and `certificate_key`, files on this computer). `iam_ca` is a
     file with the CA of an issuer that no public CA has certified. `executor` is what runs the jobs of a shared service:
-    `local`, the service's own supervisors, or `slurm`, a Slurm on the machine, which can get more nodes later.
+    `local`, the service's own supervisors, or `slurm`, a Slurm on the machine, which can get more nodes later. Its jobs
+    reach the servers of data `endpoints` (HOST:PORT) and nothing else; those of a personal service are its user's own
+    programs and have the machine's network.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -156,6 +161,7 @@ class PlatformSpec(BaseModel):
     client_id: Annotated[str | None, Field(pattern=r"^[\x21-\x7e]+$")] = None
     iam_ca: File | None = None
     executor: Literal["local", "slurm"] = "local"
+    endpoints: tuple[Annotated[str, Field(pattern=ENDPOINT_PATTERN)], ...] = ()
     policy: File | None = None
     tls: Literal["acme", "internal"] = "acme"
     certificate: File | None = None
@@ -170,6 +176,7 @@ class PlatformSpec(BaseModel):
             "certificate": self.certificate,
             "certificate_key": self.certificate_key,
             "executor": self.executor != "local",
+            "endpoints": self.endpoints,
         }
         if self.service == "shared":
             if lacking := [name for name, value in required.items() if not value]:

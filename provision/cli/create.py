@@ -49,6 +49,9 @@ def create(
     executor: str | None = typer.Option(
         None, metavar="local|slurm", help="Shared service: what runs its jobs; slurm needs Debian 12.  [local]"
     ),
+    endpoint: list[str] | None = typer.Option(
+        None, metavar="HOST:PORT", help="Shared service: a server that its jobs may read from. May be repeated."
+    ),
     policy: str | None = typer.Option(
         None, metavar="FILE", help="Shared service: who may do what.  [whoever has a token submits and predicts]"
     ),
@@ -92,6 +95,7 @@ def create(
         "client_id": client_id,
         "iam_ca": iam_ca,
         "executor": executor,
+        "endpoints": endpoint or None,
         "policy": policy,
         "tls": tls,
         "certificate": certificate,

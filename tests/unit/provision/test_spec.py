@@ -72,6 +72,8 @@ def test_gpu_demands(written, model, count):
         ({"name": "p", "service": "shared", "domain": "-x", "iam": "https://i", "client_id": "c"}, "domain"),
         ({"name": "p", "service": "shared", "domain": "a.org", "iam": "http://i", "client_id": "c"}, "iam"),
         ({"name": "p", "executor": "slurm"}, "executor: only a shared service has that"),
+        ({"name": "p", "endpoints": ["eos.example:1094"]}, "endpoints: only a shared service has that"),
+        (SHARED | {"endpoints": ["root://eos.example:1094"]}, "endpoints"),
         ({**SHARED, "executor": "condor"}, "executor: Input should be 'local' or 'slurm'"),
         ({"name": "p", "policy": "/nowhere.toml"}, "there is no file /nowhere.toml"),
         ({"name": "p", "flavour": "big"}, "there is no field 'flavour'"),

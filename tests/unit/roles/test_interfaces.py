@@ -178,6 +178,7 @@ SHARED |= {"mlaas4hep_issuer": "https://iam.example.org/"}
         ({"mlaas4hep_service": "personal", "mlaas4hep_gpus": 2}, "local", os.cpu_count(), 2),
         (SHARED, "local", os.cpu_count(), 0),
         ({**SHARED, "mlaas4hep_executor": "slurm", "mlaas4hep_cpus": 64}, "slurm", 64, 0),
+        ({**SHARED, "mlaas4hep_endpoints": ["eos.example:1094"]}, "local", os.cpu_count(), 0),
     ],
 )
 def test_the_service_can_be_started_with_the_settings_that_the_role_writes(
@@ -199,3 +200,5 @@ def test_the_service_can_be_started_with_the_settings_that_the_role_writes(
     # others than its one user must not be able to take the machine's memory
     personal = chosen["mlaas4hep_service"] == "personal"
     assert settings.executor.local.limits == ("where possible" if personal else "required")
+    assert settings.jobs.network == ("all" if personal else "endpoints")
+    assert settings.jobs.endpoints == tuple(chosen.get("mlaas4hep_endpoints", ()))
