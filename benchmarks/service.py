@@ -77,10 +77,10 @@ def serve(data: str, port: str, cpus: str) -> None:
     settings = Settings(
         data=Path(data),
         authentication=AuthenticationSettings(token_file=Path(data) / "token"),
-        jobs=JobSettings(cpus=int(cpus), memory=2**50, interval=0.05),
+        jobs=JobSettings(cpus=int(cpus), memory=2**50),
     )
     app = create_app(settings, Ready(), Users(), lambda: PERSONAL, Starlette())
-    uvicorn.run(app, port=int(port), log_level="error", access_log=False)
+    uvicorn.run(app, port=int(port), log_level="error", access_log=False, timeout_keep_alive=120)
 
 
 def memory(process: int) -> float:

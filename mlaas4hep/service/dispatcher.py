@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import threading
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -36,13 +37,18 @@ from mlaas4hep.service.workspaces import size_of
 from mlaas4hep.training.bundle import MANIFEST
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from mlaas4hep.service.settings import JobSettings
     from mlaas4hep.serving.repository import Repository
 
 _LOG = logging.getLogger(__name__)
 _LOOKS = 8
 _REASON_CHARACTERS = 4000
+_TOGETHER = 16  # jobs that are handed over before others are looked at
 Need = tuple[int, int, int]
+Facts = dict[str, Any]
+_NOTHING: Need = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def choose(
         free: what is left for everybody.
     """
     for candidate in sorted(candidates, key=lambda job: (running.get(job.user, 0), job.id)):
-        own = used.get(candidate.user, (0, 0, 0))
+        own = used.get(candidate.user, _NOTHING)
         if not _fits(candidate.need, _minus(most[candidate.user], own)):
             continue
         if _fits(candidate.need, free):
@@ -167,93 +173,98 @@ class Dispatcher:
 
     def step(self) -> None:
         """Take every job as far as it goes now."""
-        self._end_cancelled()
-        list(self._pool.map(self._guarded, self._in_phase(HANDING, HANDED)))
-        while (row := self._take_next()) is not None:
-            self._guarded(row)
+        self._record([(row, self._ended(row, Outcome(State.CANCELLED, ended=now()))) for row in self._cancelled()])
+        self._record(list(self._pool.map(self._advance, self._in_phase(HANDING, HANDED))))
+        while rows := self._take():
+            self._record([self._advance(row) for row in rows])
 
     def _in_phase(self, *phases: str) -> Sequence[JobRow]:
         with self._database.read() as session:
             return session.scalars(select(JobRow).where(JobRow.phase.in_(phases)).order_by(JobRow.id)).all()
 
-    def _guarded(self, row: JobRow) -> None:
-        """What fails with one job does not keep the others waiting; it is tried again in the next step."""
+    def _cancelled(self) -> Sequence[JobRow]:
+        with self._database.read() as session:
+            return session.scalars(select(JobRow).where(JobRow.phase == WAITING, JobRow.cancelled)).all()
+
+    def _advance(self, row: JobRow) -> tuple[JobRow, Facts]:
+        """What is to be recorded of a job that was handed over, or is to be.
+
+        What fails with one job does not keep the others waiting; it is tried again in the next step.
+        """
         try:
-            if row.phase == HANDING:
-                self._hand(row)
-            else:
-                self._look(row)
+            return row, self._hand(row) if row.phase == HANDING else self._look(row)
         except Exception:
             _LOG.exception("the job %s is left for the next step", row.key)
+            return row, {}
 
-    def _end_cancelled(self) -> None:
+    def _take(self) -> Sequence[JobRow]:
+        """Record that the next waiting jobs are being handed over, as many as fit."""
         with self._database.read() as session:
-            query = select(JobRow).where(JobRow.phase == WAITING, JobRow.cancelled)
-            rows = session.scalars(query).all()
-        for row in rows:
-            self._end(row, Outcome(State.CANCELLED, ended=now()))
+            if session.scalar(select(JobRow.id).where(JobRow.phase == WAITING, ~JobRow.cancelled).limit(1)) is None:
+                return []
+        with self._database.write() as session:
+            chosen = self._chosen(session)
+            found = session.scalars(select(JobRow).where(JobRow.id.in_(chosen))).all()
+            for row in found:
+                row.phase, row.attempt = HANDING, row.attempt + 1
+        return sorted(found, key=lambda row: chosen.index(row.id))
 
-    def _take_next(self) -> JobRow | None:
-        """Record that the next waiting job is being handed over."""
-        with self._database.read() as session:
-            oldest = select(func.min(JobRow.id)).where(JobRow.phase == WAITING, ~JobRow.cancelled)
-            waiting = session.scalars(select(JobRow).where(JobRow.id.in_(oldest.group_by(JobRow.user_key)))).all()
-            if not waiting:
-                return None
-            running = session.execute(
-                select(
-                    JobRow.user_key,
-                    func.count(),
-                    func.sum(JobRow.cpus),
-                    func.sum(JobRow.memory),
-                    func.sum(JobRow.gpus),
-                )
-                .where(JobRow.phase.in_((HANDING, HANDED)))
-                .group_by(JobRow.user_key)
-            ).all()
-            users = session.scalars(select(UserRow).where(UserRow.key.in_([row.user_key for row in waiting]))).all()
-        counts = {user: int(count) for user, count, *_ in running}
-        used: dict[str, Need] = {row[0]: (int(row[2]), int(row[3]), int(row[4])) for row in running}
+    def _chosen(self, session: Session) -> list[int]:
+        """The ids of the next jobs, in the order of their turns."""
+        place = func.row_number().over(partition_by=JobRow.user_key, order_by=JobRow.id).label("place")
+        need = (JobRow.cpus, JobRow.memory, JobRow.gpus)
+        rows = select(JobRow.id, JobRow.user_key, *need, place).where(JobRow.phase == WAITING, ~JobRow.cancelled)
+        ranked = rows.subquery()
+        waiting: dict[str, deque[Candidate]] = defaultdict(deque)
+        for row in session.execute(select(ranked).where(ranked.c.place <= _TOGETHER).order_by(ranked.c.id)):
+            waiting[row.user_key].append(Candidate(row.id, row.user_key, (row.cpus, row.memory, row.gpus)))
+        running: dict[str, int] = defaultdict(int)
+        used: dict[str, Need] = {}
         free: Need = (self._settings.cpus, self._settings.memory, self._settings.gpus)
-        for need in used.values():
-            free = _minus(free, need)
+        sums = (func.count(), *(func.sum(column) for column in need))
+        busy = select(JobRow.user_key, *sums).where(JobRow.phase.in_((HANDING, HANDED))).group_by(JobRow.user_key)
+        for user, count, *sum_of in session.execute(busy).tuples():
+            running[user], used[user] = int(count), (int(sum_of[0]), int(sum_of[1]), int(sum_of[2]))
+            free = _minus(free, used[user])
+        users = session.scalars(select(UserRow).where(UserRow.key.in_(list(waiting))))
         most: dict[str, Need] = {
             user.key: (int(user.quota["cpus"]), int(user.quota["memory"]), int(user.quota["gpus"])) for user in users
         }
-        candidates = [Candidate(row.id, row.user_key, (row.cpus, row.memory, row.gpus)) for row in waiting]
-        chosen = choose(candidates, counts, used, most, free)
-        if chosen is None:
-            return None
-        row = next(row for row in waiting if row.id == chosen.id)
-        self._record(row, phase=HANDING, attempt=row.attempt + 1)
-        return row
+        chosen: list[int] = []
+        while len(chosen) < _TOGETHER:
+            job = choose([queue[0] for queue in waiting.values() if queue], running, used, most, free)
+            if job is None:
+                break
+            waiting[job.user].popleft()
+            running[job.user] += 1
+            used[job.user] = _plus(used.get(job.user, _NOTHING), job.need)
+            free = _minus(free, job.need)
+            chosen.append(job.id)
+        return chosen
 
-    def _hand(self, row: JobRow) -> None:
+    def _hand(self, row: JobRow) -> Facts:
         try:
             self.executor.submit(self._submissions.task(row))
         except MlaasError as error:
-            self._end(row, Outcome(State.FAILED, str(error), ended=now()))
-            return
-        self._record(row, phase=HANDED)
+            return self._ended(row, Outcome(State.FAILED, str(error), ended=now()))
+        return {"phase": HANDED}
 
-    def _look(self, row: JobRow) -> None:
+    def _look(self, row: JobRow) -> Facts:
         task = self._submissions.task(row)
         outcome = self.executor.status(task)
         if row.cancelled and not outcome.state.final:
             self.executor.cancel(task)
             outcome = self.executor.status(task)
         if not outcome.state.final:
-            if (outcome.state.value, outcome.started) != (row.state, row.started):
-                self._record(row, state=outcome.state.value, started=outcome.started)
-        elif outcome.state is State.INTERRUPTED and row.cancelled:
-            self._end(row, Outcome(State.CANCELLED, "", outcome.started, outcome.ended))
-        elif outcome.state is State.INTERRUPTED and row.attempt < self._settings.attempts:
+            return {"state": outcome.state.value, "started": outcome.started}
+        if outcome.state is State.INTERRUPTED and row.cancelled:
+            return self._ended(row, Outcome(State.CANCELLED, "", outcome.started, outcome.ended))
+        if outcome.state is State.INTERRUPTED and row.attempt < self._settings.attempts:
             reason = f"Attempt {row.attempt} was interrupted; the next one goes on from there."
-            self._record(row, phase=WAITING, state=State.QUEUED.value, reason=reason)
-        else:
-            self._end(row, outcome)
+            return {"phase": WAITING, "state": State.QUEUED.value, "reason": reason}
+        return self._ended(row, outcome)
 
-    def _end(self, row: JobRow, outcome: Outcome) -> None:
+    def _ended(self, row: JobRow, outcome: Outcome) -> Facts:
         reason = outcome.reason
         version = 0
         if outcome.state is State.FINISHED:
@@ -261,17 +272,15 @@ class Dispatcher:
                 version = self._publish(row)
             except MlaasError as error:
                 reason = f"The model was not published: {error}"
-        self._record(
-            row,
-            phase=ENDED,
-            state=outcome.state.value,
-            reason=reason[-_REASON_CHARACTERS:],
-            started=outcome.started or row.started,
-            ended=outcome.ended or now(),
-            bytes=size_of(self._submissions.folder(row)),
-            version=version,
-        )
-        metrics.ended(outcome.state)
+        return {
+            "phase": ENDED,
+            "state": outcome.state.value,
+            "reason": reason[-_REASON_CHARACTERS:],
+            "started": outcome.started or row.started,
+            "ended": outcome.ended or now(),
+            "bytes": size_of(self._submissions.folder(row)),
+            "version": version,
+        }
 
     def _publish(self, row: JobRow) -> int:
         """Publish the job's model, unless that was done before a kill."""
@@ -289,8 +298,18 @@ class Dispatcher:
                         return version
         return self._repository.publish(row.user_key, row.model, bundle)
 
-    def _record(self, row: JobRow, **facts: Any) -> None:
+    def _record(self, changes: Sequence[tuple[JobRow, Facts]]) -> None:
+        """Write what is new of some jobs, all in one transaction: each one waits for the disk."""
+        changed = [
+            (row, {name: value for name, value in facts.items() if getattr(row, name) != value})
+            for row, facts in changes
+        ]
+        changed = [(row, facts) for row, facts in changed if facts]
+        if not changed:
+            return
         with self._database.write() as session:
-            session.execute(update(JobRow).where(JobRow.id == row.id).values(**facts))
-        for name, value in facts.items():
-            setattr(row, name, value)
+            for row, facts in changed:
+                session.execute(update(JobRow).where(JobRow.id == row.id).values(**facts))
+        for _, facts in changed:
+            if facts.get("phase") == ENDED:
+                metrics.ended(State(facts["state"]))
