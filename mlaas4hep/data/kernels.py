@@ -26,7 +26,7 @@ _U64 = np.uint64
 _LINE = np.uint64(16)
 # the bits of infinity in float32
 _INFINITY = np.uint32(0x7F800000)
-# room behind the arrays of `interleave`, which copies that many values at least
+# lists are copied so many values at a time; `interleave` needs that much room behind its arrays
 PADDING = 8
 
 
@@ -119,7 +119,7 @@ def _elements_loop(begin: Integers, size: int, found: Integers) -> bool:
 def _gather_loop(
     values: Floats,
     offsets: Integers,
-    counts: NDArray[np.uint32],
+    counts: NDArray[np.unsignedinteger[Any]],
     rows: Integers,
     shift: Doubles,
     factor: Doubles,
@@ -131,7 +131,8 @@ def _gather_loop(
 ) -> np.float32:
     """Write the input vectors of some rows; see `batches.Gatherer`."""
     events, branches, flat = _U64(rows.size), _U64(room.size), _U64(shift.size - room.size)
-    touched = np.float32(0)
+    most, size, idim = _U64(PADDING), _U64(values.size), _U64(out.shape[1])
+    touched, empty = np.float32(0), np.float32(fill)
     for row in range(events):
         source, following = _U64(rows[row]), row + _U64(1)
         if following < events:
@@ -146,23 +147,46 @@ def _gather_loop(
                 touched += np.float32(counts[ahead, line])
                 line += _LINE
         vector, absent = out[row], mask[row]
-        vector[:] = np.float32(fill)
+        vector[:] = empty
         absent[:] = True
         begin = _U64(offsets[source])
         for column in range(flat):
             value = values[begin + column]
             finite = (value - value) == np.float32(0)
-            vector[column] = np.float32((value - shift[column]) * factor[column]) if finite else np.float32(fill)
+            vector[column] = np.float32((value - shift[column]) * factor[column]) if finite else empty
             absent[column] = not finite
         begin += flat
         for branch in range(branches):
             stored, cell = _U64(counts[source, branch]), _U64(place[branch])
             middle, scale = shift[flat + branch], factor[flat + branch]
-            for index in range(min(stored, _U64(room[branch]))):
-                value = values[begin + index]
-                if (value - value) == np.float32(0):
+            kept, done = min(stored, _U64(room[branch])), _U64(0)
+            # always so many, which needs no loop: the cells behind the list are emptied again
+            wide = _U64(room[branch]) >= most and begin + most <= size and cell + kept + most <= idim
+            if wide:
+                odd = np.float32(0)
+                for index in range(most):
+                    value = values[begin + index]
+                    odd += value - value
                     vector[cell + index] = np.float32((value - middle) * scale)
+                for index in range(most):
                     absent[cell + index] = False
+                if odd == np.float32(0):
+                    done = most
+            if done < kept:
+                for index in range(done, kept):
+                    value = values[begin + index]
+                    finite = (value - value) == np.float32(0)
+                    if finite:
+                        vector[cell + index] = np.float32((value - middle) * scale)
+                    else:
+                        vector[cell + index] = empty
+                    absent[cell + index] = not finite
+            if wide:
+                behind = cell + kept
+                for index in range(most):
+                    vector[behind + index] = empty
+                for index in range(most):
+                    absent[behind + index] = True
             begin += stored
     # returned, or else the compiler would leave the touching out
     return touched
@@ -220,7 +244,7 @@ def _elements_numpy(begin: Integers, size: int, found: Integers) -> bool:
 def _gather_numpy(
     values: Floats,
     offsets: Integers,
-    counts: NDArray[np.uint32],
+    counts: NDArray[np.unsignedinteger[Any]],
     rows: Integers,
     shift: Doubles,
     factor: Doubles,
