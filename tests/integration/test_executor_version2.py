@@ -19,7 +19,7 @@ TIMEOUT = 600
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """How the jobs of `version2_machine` have ended."""
-    if reason := lacking({"bwrap": "bubblewrap", "linux.uml": "user-mode-linux"}):
+    if reason := lacking({"bwrap": "bubblewrap", "ip": "iproute2", "linux.uml": "user-mode-linux"}):
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
     folder = tmp_path_factory.mktemp("machine")
     workflow, result = folder / "workflow", folder / "result.json"
@@ -57,3 +57,9 @@ def test_memory_beyond_the_limit_is_recorded_by_a_supervisor_that_lives_on(outco
 def test_a_cancelled_job_ends_with_all_of_its_processes(outcomes: dict[str, Any]) -> None:
     outcome = outcomes["daemon"]
     assert (outcome["state"], outcome["left"], outcome["held"]) == ("cancelled", ["supervisor"], False), outcome
+
+
+def test_a_supervisor_without_rights_gives_its_job_an_endpoint_of_any_port(outcomes: dict[str, Any]) -> None:
+    outcome = outcomes["endpoint"]
+    assert (outcome["state"], outcome["left"], outcome["held"]) == ("failed", ["supervisor"], False), outcome
+    assert "b'welcome'" in outcome["reason"], outcome

@@ -11,9 +11,11 @@ import ctypes
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from contextlib import suppress
@@ -35,6 +37,10 @@ JOBS = {
     "memory": (
         "import os\nheld = []\nwhile True: held.append(os.urandom(2**20) * 8)\n",
         Resources(memory=90 * MEGABYTE),
+    ),
+    "endpoint": (
+        "import socket\nraise ValueError(socket.create_connection(('localhost', 443)).recv(10))\n",
+        Resources(),
     ),
     "daemon": ("import os, time\nif os.fork(): os.setsid()\ntime.sleep(1000)\n", Resources()),
 }
@@ -67,7 +73,7 @@ def supervised(name: str, workflow: Path) -> dict[str, Any]:
     folder, unit = Path("/run/jobs", name), GROUPS / f"unit-{name}"
     shutil.copytree(workflow, folder / "input")
     (folder / "input" / "model.py").write_text(code)
-    task = Task(name, folder, resources=resources)
+    task = Task(name, folder, resources=resources, endpoints=("localhost:443",) if name == "endpoint" else ())
     write_attempt(Attempt(task))
     unit.mkdir()
     given = [unit, *(unit / file for file in ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads"))]
@@ -95,6 +101,14 @@ def supervised(name: str, workflow: Path) -> dict[str, Any]:
     }
 
 
+def greet(server: socket.socket) -> None:
+    """Answer whoever connects."""
+    while True:
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(b"welcome")
+
+
 def _processes(group: Path) -> int:
     with suppress(OSError):
         return len((group / "cgroup.procs").read_text().split())
@@ -111,6 +125,8 @@ def main() -> None:
     mount("cgroup2", str(GROUPS))
     (GROUPS / "cgroup.subtree_control").write_text("+cpu +memory +pids")
     open_up(framework())
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    threading.Thread(target=greet, args=[socket.create_server(("127.0.0.1", 443))], daemon=True).start()
     found = {name: supervised(name, workflow) for name in JOBS}
     result.write_text(json.dumps(found))
 
