@@ -168,8 +168,8 @@ def _assemble(
     database = open_database(settings.database_url, settings.data)
     bounds = Bounds(settings.limits.unpacked, settings.limits.files)
     workspaces = Workspaces(settings.data / "workspaces", bounds)
-    submissions = Submissions(database, workspaces, settings.data / "jobs", policies, settings.jobs)
     repository = Repository(settings.data / "repository")
+    submissions = Submissions(database, workspaces, settings.data / "jobs", repository.folder, policies, settings.jobs)
     lock = settings.data / "dispatcher.lock"
     dispatcher = Dispatcher(database, submissions, executor, repository, settings.jobs, lock)
     login = None

@@ -31,7 +31,7 @@ from mlaas4hep.service.endpoints import needed
 from mlaas4hep.service.executor import Resources, State, Task
 from mlaas4hep.service.identity import User
 from mlaas4hep.service.jobs import now
-from mlaas4hep.service.workspaces import AbsentError, QuotaError, Workspaces, checked_name
+from mlaas4hep.service.workspaces import AbsentError, QuotaError, Workspaces, checked_name, size_of
 from mlaas4hep.training.parameters import parse_parameters
 from mlaas4hep.training.workflow import FILES, LABELS, MODEL, PARAMS
 
@@ -113,6 +113,7 @@ class Submissions:
         database: where their rows are.
         workspaces: where their inputs come from.
         folder: where their folders are.
+        models: where published models are, by user.
         policy: gives the policy, for quotas.
         settings: what all jobs together may use.
     """
@@ -122,12 +123,14 @@ class Submissions:
         database: Database,
         workspaces: Workspaces,
         folder: Path,
+        models: Path,
         policy: Callable[[], Policy],
         settings: JobSettings,
     ) -> None:
         self._database = database
         self._workspaces = workspaces
         self._folder = folder
+        self._models = models
         self._policy = policy
         self._settings = settings
 
@@ -275,11 +278,11 @@ class Submissions:
         shutil.rmtree(self._folder / key, ignore_errors=True)
 
     def left(self, user: User, used: int) -> int:
-        """Bytes that the user may still store, beside the bytes of workspaces that are given."""
+        """Bytes that the user may still store, beside the bytes of workspaces that are given, jobs and models."""
         with self._database.read() as session:
             query = select(func.coalesce(func.sum(JobRow.bytes), 0)).where(JobRow.user_key == user.key)
             jobs = int(session.scalar(query) or 0)
-        return self._policy().quota(user).disk - used - jobs
+        return self._policy().quota(user).disk - used - jobs - size_of(self._models / user.key)
 
     def task(self, row: JobRow) -> Task:
         """The job's present attempt, for an executor."""

@@ -19,6 +19,7 @@ class ServingSettings(BaseModel):
         model_bytes: largest size of an ONNX model.
         body: largest size of a request in bytes.
         upload: largest size of an uploaded model in bytes, packed as well as unpacked.
+        stored: bytes of models that a user may have, from which on no upload is taken.
         events: most events or rows of a request.
         seconds: longest time that one prediction may take.
     """
@@ -33,5 +34,6 @@ class ServingSettings(BaseModel):
     model_bytes: int = Field(512 * 2**20, gt=0)
     body: int = Field(32 * 2**20, gt=0)
     upload: int = Field(1024 * 2**20, gt=0)
+    stored: int = Field(20 * 2**30, gt=0)
     events: int = Field(1_000_000, gt=0)
     seconds: float = Field(30.0, gt=0)

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from mlaas4hep.errors import UsageError
 from mlaas4hep.names import listing
 from mlaas4hep.service.identity import User
+from mlaas4hep.service.workspaces import size_of
 from mlaas4hep.serving.answers import TooLargeError
 from mlaas4hep.serving.checks import check_network, write_upload
 from mlaas4hep.serving.conversions import convert
@@ -47,7 +48,11 @@ async def published(request: Request, predictions: Predictions, user: User) -> t
     """
     folder = predictions.repository.folder
     folder.mkdir(parents=True, exist_ok=True)
-    largest = predictions.settings.upload
+    largest, most = predictions.settings.upload, predictions.settings.stored
+    if await asyncio.to_thread(size_of, folder / user.key) >= most:
+        raise TooLargeError(
+            f"Your models have the {most} bytes that you may store.", "Delete versions that nobody needs."
+        )
     with tempfile.TemporaryDirectory(prefix=".upload-", dir=folder) as temporary:
         place = Path(temporary)
         if request.headers.get("content-type", "").startswith("multipart/form-data"):

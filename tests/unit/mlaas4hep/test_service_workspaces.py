@@ -213,6 +213,11 @@ def test_quota_and_sizes_are_held(tmp_path):
         assert client.put(f"{SPACES}/two", content=iter([os.urandom(15_000)] * 2)).status_code == 413
         assert client.post("/api/v1/jobs", content=b" " * 5_001).status_code == 413
         assert [space["name"] for space in client.get(SPACES).json()["workspaces"]] == ["one"]
+        # published models count as well
+        models = service.service.repository.folder / ALICE.key / "model" / "1"
+        models.mkdir(parents=True)
+        (models / "model.onnx").write_bytes(b" " * 1_000)
+        assert client.get(SPACES).json()["left"] == 10 * 1024 - 10_000
 
 
 def test_nobody_uploads_without_a_token(service: Running):

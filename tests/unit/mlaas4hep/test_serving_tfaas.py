@@ -108,6 +108,17 @@ def test_a_model_is_uploaded_listed_used_and_deleted(empty: httpx.Client) -> Non
     assert empty.post("/json", json=row()).status_code == 404
 
 
+def test_whoever_has_stored_enough_cannot_upload_more(tmp_path: Path) -> None:
+    parts.repository(tmp_path / "repository")
+    with parts.running(tmp_path / "repository", stored=1) as client:
+        assert client.post("/upload", **form()).status_code == 200
+        refused = client.post("/upload", **form())
+        assert refused.status_code == 413
+        assert "Delete versions" in refused.text
+        assert client.request("DELETE", "/delete", data={"model": "dense"}).status_code == 200
+        assert client.post("/upload", **form()).status_code == 200
+
+
 @pytest.mark.parametrize("prefix", ["", "./", "folder/"])
 def test_an_archive_is_uploaded(empty: httpx.Client, prefix: str) -> None:
     answer = empty.post("/upload", content=archive(members(prefix)), headers={"Content-Encoding": "gzip"})
