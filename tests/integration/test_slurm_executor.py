@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,15 @@ import time
 print("it waits", flush=True)
 while True:
     time.sleep(0.1)
+"""
+_CONNECTS = """
+import socket
+
+for port in (6817, 1):
+    with socket.create_connection(("controller", port)) as connection:
+        if port == 6817:
+            connection.shutdown(socket.SHUT_WR)
+        connection.recv(1)
 """
 _ALLOCATES = """
 blocks = []
@@ -241,6 +251,17 @@ def test_a_users_error_is_told_with_the_end_of_its_traceback(
     assert outcome.state is State.FAILED
     assert "LookupError" in outcome.reason
     assert "no such thing" in outcome.reason
+
+
+def test_a_task_reaches_its_endpoints_from_the_node_that_it_runs_on(
+    executor: SlurmExecutor, make_task: Callable[..., Task]
+) -> None:
+    task = make_task(_CONNECTS)
+    executor.submit(replace(task, endpoints=("controller:6817", "controller:1")))
+    outcome = finally_of(executor, task)
+    assert outcome.state is State.FAILED
+    assert "ConnectionResetError" in outcome.reason
+    assert outcome.reason.endswith("\nThe data endpoint controller:1 could not be reached: Connection refused.")
 
 
 def test_a_node_that_cannot_start_it_says_why(cluster: Cluster, make_task: Callable[..., Task]) -> None:
