@@ -8,6 +8,7 @@ task.json       the present attempt, written by the executor
 state.json      where the attempt stands while it lives, written by its supervisor
 result.json     how it ended, written by its supervisor, once
 progress.jsonl  what the training tells, one JSON object a line
+hosts           the sandbox's /etc/hosts, where the job reaches data endpoints
 log             standard output and error of the job
 model/          the bundle, when it is finished
 cancelled       exists once somebody wants the attempt to stop

@@ -52,11 +52,7 @@ class _Carrier:
         with inside:
             try:
                 outside = await asyncio.get_running_loop().run_in_executor(
-                    # a name as bytes needs no codec, whose module this account may not be able to read
-                    self._pool,
-                    socket.create_connection,
-                    (host.encode(), int(port)),
-                    _CONNECT_SECONDS,
+                    self._pool, socket.create_connection, (host, int(port)), _CONNECT_SECONDS
                 )
             except OSError as error:
                 self._note(endpoint, error.strerror or str(error))
@@ -114,6 +110,8 @@ async def _run(listeners: Sequence[tuple[socket.socket, str]]) -> _Carrier:
 def main(account: str, *words: str) -> None:
     """Carry until standard input ends."""
     if os.geteuid() == 0 and int(account):
+        # the codec of names, whose module the account may not be able to read
+        "localhost".encode("idna")
         os.setgroups([])
         os.setgid(int(account))
         os.setuid(int(account))

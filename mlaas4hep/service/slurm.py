@@ -51,7 +51,7 @@ _INTERVAL = 0.1
 _GRACE = 15.0  # seconds that a supervisor has to stop its task before Slurm kills both
 _PATIENCE = 90.0  # seconds until Slurm must have ended a job
 _MARGIN_MINUTES = 2  # the supervisor keeps the time limit; Slurm's comes after it
-_SUPERVISOR_MIB = 64
+_SUPERVISOR_MIB, _RELAY_MIB = 64, 64
 _OUTPUT_BYTES = 2048
 # slurm_errno.h: below are errors of the connection, from here on the controller's own
 _FIRST_REFUSAL, _AFTER_REFUSALS = 2000, 4000
@@ -190,7 +190,7 @@ class SlurmExecutor:
             "nodes": 1,
             "tasks": 1,
             "cpus_per_task": wanted.cpus,
-            "memory_per_node": -(-wanted.memory // 2**20) + _SUPERVISOR_MIB,
+            "memory_per_node": -(-wanted.memory // 2**20) + _SUPERVISOR_MIB + (_RELAY_MIB if task.endpoints else 0),
             "time_limit": -(-wanted.seconds // 60) + _MARGIN_MINUTES,
             # slurmrestd 22.05 takes `requeue` for true whatever its value
             "no_requeue": True,

@@ -226,8 +226,8 @@ class _Supervision:
             tempfile.TemporaryFile(dir=self._folder) as told,
             JobNetwork(self._task.endpoints, self._folder) as network,
         ):
+            words = self._words(account, progress.fileno(), told.fileno(), network.gate)
             passed = [progress.fileno(), told.fileno()]
-            words = self._words(account, *passed, network.gate)
             if network.gate:
                 passed += [network.gate.tell, network.gate.wait]
             process = subprocess.Popen(
