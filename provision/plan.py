@@ -271,6 +271,7 @@ class _MachineSteps:
         write_known_hosts(self.folder, uid, public)
         with Remote(self.folder) as remote:
             remote.wait(SSH_SECONDS)
+        self.cloud.publish_host_key(self.platform, public)
         _forget_first_host_key(self.folder)
         return Resource(kind="host key", id=uid, ours=False)
 

@@ -196,6 +196,12 @@ class PlatformSpec(BaseModel):
         """Short digest of all wishes, to see whether two specs ask for the same platform."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
+    def portable(self) -> dict[str, Any]:
+        """The wishes that mean the same on another computer, without those that are as by default."""
+        wishes = self.model_dump(mode="json", exclude_defaults=True)
+        local = {"policy", "iam_ca", "certificate", "certificate_key"}
+        return {field: value for field, value in wishes.items() if field not in local and ".whl" not in str(value)}
+
     def differences(self, other: PlatformSpec) -> list[str]:
         """Names of the fields in which the two specs differ."""
         return [field for field in type(self).model_fields if getattr(self, field) != getattr(other, field)]
@@ -207,6 +213,19 @@ def make_spec(wishes: dict[str, Any]) -> PlatformSpec:
         return PlatformSpec.model_validate(wishes)
     except ValidationError as error:
         raise UsageError(f"The platform cannot be described: {_sentence(error)}", _REMEDY) from None
+
+
+def read_duration(text: str) -> timedelta:
+    """Read `0`, `90m`, `12h`, `7d` or `2w`; raises UsageError for anything else."""
+    if text.strip() == "0":
+        return timedelta()
+    try:
+        found = _duration(text)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from None
+    if not isinstance(found, timedelta):
+        raise UsageError(f"{text!r} is no duration.")
+    return found
 
 
 def read_spec(path: Path) -> dict[str, Any]:

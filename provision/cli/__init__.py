@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from provision.cli import create, jobs, platforms, service
+from provision.cli import adoption, create, jobs, platforms, service
 from provision.cli.context import console
 from provision.errors import ProvisionError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 create.register(app)
 platforms.register(app)
+adoption.register(app)
 jobs.register(app)
 service.register(app)
 

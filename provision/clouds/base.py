@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from datetime import datetime
+from typing import Any, Literal
 
 from provision.record import Access, Folder, Record, Resource
 from provision.spec import PlatformSpec
@@ -101,6 +102,32 @@ class Offer:
     values: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Found:
+    """A platform that a cloud knows by the marks of its resources, whether or not this computer has a record of it.
+
+    Attributes:
+        name, uid: as in the marks.
+        owner: `user@computer` that made it, "" where that is not told.
+        mine: whether the present credentials are of the cloud's user that made it.
+        newest: when its newest resource was made, as far as the cloud tells.
+        machine: whether it has a machine.
+        resources: how many of its resources were seen.
+        wishes: fields of its record (`spec`, `facts`, `values`) as the machine's metadata has them.
+        host_key: the machine's SSH host key, an OpenSSH line, "" where that is not told.
+    """
+
+    name: str
+    uid: str
+    owner: str = ""
+    mine: bool = False
+    newest: datetime | None = None
+    machine: bool = False
+    resources: int = 0
+    wishes: dict[str, Any] = field(default_factory=dict)
+    host_key: str = ""
+
+
 class Cloud(ABC):
     """One cloud, region or computer that can hold platforms."""
 
@@ -143,6 +170,17 @@ class Cloud(ABC):
     @abstractmethod
     def stop(self, platform: Platform) -> None:
         """Stop the machine and return when the cloud says that it does not run any more."""
+
+    def platforms(self) -> list[Found]:
+        """Every platform whose marks this cloud shows; none where the records are all that there is."""
+        return []
+
+    def publish_host_key(self, platform: Platform, public_key: str) -> None:
+        """Have the cloud tell the machine's own SSH host key to whoever adopts the platform.
+
+        Asked of clouds with `host_key_in_user_data` only.
+        """
+        raise NotImplementedError
 
     def console(self, platform: Platform) -> str:
         """The end of the machine's console log, or nothing where the cloud gives none."""

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from provision.clouds.base import LOGIN_USER, Choice, Cloud, MachineState, Offer, Platform, Quota, Step
+from provision.clouds._marks import COLLECTIONS, HOST_KEY, found_platforms, mark, metadata, resource_name, tags
+from provision.clouds.base import LOGIN_USER, Choice, Cloud, Found, MachineState, Offer, Platform, Quota, Step
 from provision.clouds.flavors import SYSTEMS, Flavor, Image, flavor_choices, image_choices
 from provision.errors import ProvisionError, UsageError
 from provision.record import Access, Resource
@@ -42,16 +43,6 @@ _STATES: dict[str, MachineState] = {
     "BUILD": "starting",
     "ERROR": "error",
 }
-
-
-def mark(platform: Platform) -> str:
-    """The description of everything that belongs to a platform."""
-    return f"provision {platform.name} {platform.uid}"
-
-
-def resource_name(platform: Platform) -> str:
-    """The name of everything that belongs to a platform, but for the server, which has the platform's own."""
-    return f"provision-{platform.name}-{platform.uid}"
 
 
 @contextmanager
@@ -418,13 +409,7 @@ class OpenStackCloud(Cloud):
                 key_name=resource_name(platform),
                 networks=[{"uuid": network}],
                 security_groups=[{"name": self._needed("security_groups", platform).id}],
-                metadata={
-                    "provision_uid": platform.uid,
-                    "provision_platform": platform.name,
-                    "provision_owner": platform.record.owner,
-                    "provision_toolkit": platform.record.toolkit,
-                    "provision_spec": platform.spec.digest(),
-                },
+                metadata=metadata(platform, self.conn.current_user_id),
                 user_data=base64.b64encode(_user_data(platform).encode()).decode(),
             )
         elif server.status == "SHUTOFF":
@@ -505,15 +490,27 @@ class OpenStackCloud(Cloud):
         with explained(self.name):
             values: dict[str, str] = {}
             found = [self._find_keypair(platform, values)]
-            found += [self._marked(kind, collection, platform) for kind, collection in _COLLECTIONS[:4]]
+            found += [self._marked(kind, collection, platform) for kind, collection in COLLECTIONS[:4]]
             found.append(self._find_interface(platform, values))
             found += [_resource("server", server) for server in self._servers(platform)]
-            found.append(self._marked(*_COLLECTIONS[4], platform))
+            found.append(self._marked(*COLLECTIONS[4], platform))
             return [resource for resource in found if resource is not None]
 
     def _marked(self, kind: str, collection: str, platform: Platform) -> Resource | None:
         found = self._ours(collection, platform)
         return _resource(kind, found) if found else None
+
+    def platforms(self) -> list[Found]:
+        """See the contract."""
+        with explained(self.name):
+            return found_platforms(self.conn)
+
+    def publish_host_key(self, platform: Platform, public_key: str) -> None:
+        """See the contract."""
+        with explained(self.name):
+            server = self._server(platform)
+            if server is not None:
+                self.conn.compute.set_server_metadata(server, **{HOST_KEY: public_key})
 
     def state(self, platform: Platform) -> MachineState:
         """See the contract."""
@@ -621,9 +618,7 @@ class OpenStackCloud(Cloud):
             time.sleep(POLL_SECONDS)
 
     def _tagged(self, kind: str, made: Any, platform: Platform) -> Resource:
-        self.conn.network.set_tags(
-            made, ["provision", f"provision-uid={platform.uid}", f"provision-name={platform.name}"]
-        )
+        self.conn.network.set_tags(made, tags(platform, self.conn.current_user_id))
         return _resource(kind, made)
 
 
@@ -744,11 +739,3 @@ _ROUTER_PORTS = {
     "network:router_interface_distributed",
     "network:ha_router_replicated_interface",
 }
-
-_COLLECTIONS = (
-    ("security group", "security_groups"),
-    ("network", "networks"),
-    ("subnet", "subnets"),
-    ("router", "routers"),
-    ("floating IP", "ips"),
-)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -146,6 +147,37 @@ def test_what_a_kill_left_is_deleted(provision: Command, openstack_cloud: TestCl
     before = listing(openstack_cloud)
     killed(provision, step, "made", "create", "half", "--cloud", openstack_cloud.name, *SMALL)
     provision("delete", "half", "--yes")
+    assert listing(openstack_cloud) == before
+    assert json.loads(provision("list", "--json")) == []
+
+
+def test_a_lost_record_is_made_again_and_orphans_are_removed(
+    provision: Command, openstack_cloud: TestCloud, tmp_path: Path
+):
+    before = listing(openstack_cloud)
+    cloud = ["--cloud", openstack_cloud.name]
+    create = ["create", "kept", *cloud, *SMALL]
+    provision(*create)
+    there = listing(openstack_cloud)
+    folder = Path(provision("ssh", "kept", "--print-config").strip()).parent
+    key = shutil.copy(folder / "id_ed25519", tmp_path)
+    shutil.rmtree(folder)
+    [found] = json.loads(provision("adopt", *cloud, "--json"))
+    assert (found["name"], found["yours"], found["machine"]) == ("kept", "yes", "yes")
+    # what has a machine is no orphan, and what was made just now might still be in the making
+    for more, words in (("--older-than=0", "has a machine"), ("--with-machines", "younger than")):
+        [row] = json.loads(provision("gc", *cloud, more, "--yes", "--json"))
+        assert words in row["verdict"]
+    provision("adopt", "kept", *cloud, "--identity", str(key))
+    provision(*create)
+    assert listing(openstack_cloud) == there
+    assert provision("ssh", "kept", "hostname") == "kept\n"
+    shutil.rmtree(folder)
+    killed(provision, "network", "made", "create", "half", *cloud, *SMALL)
+    shutil.rmtree(folder.with_name("half"))
+    provision("gc", *cloud, "--older-than=0", "--yes")
+    assert listing(openstack_cloud) == there
+    provision("gc", *cloud, "--older-than=0", "--with-machines", "--yes")
     assert listing(openstack_cloud) == before
     assert json.loads(provision("list", "--json")) == []
 
