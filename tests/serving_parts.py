@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mlaas4hep.service.identity import AuthenticationError, Role, User
+from mlaas4hep.service.local import LocalExecutor, LocalSettings
 from mlaas4hep.serving.app import Serving, create_app
 from mlaas4hep.serving.checks import write_upload
+from mlaas4hep.serving.native import Processes
 from mlaas4hep.serving.repository import Repository
 from mlaas4hep.serving.server import serve
 from mlaas4hep.serving.settings import ServingSettings
@@ -77,18 +79,31 @@ def write_tree(path: Path, columns: dict[str, Any]) -> Path:
     return path
 
 
-def trained(folder: Path, *, rules: dict[str, Any] | None = None, seed: int = 1) -> Path:
-    """A bundle of boosted trees; its workflow with the data is beside it."""
+def trained(
+    folder: Path, *, rules: dict[str, Any] | None = None, seed: int = 1, model: str = MODEL, own: str = "", **more: Any
+) -> Path:
+    """A bundle, by default of boosted trees; its workflow with the data is beside it.
+
+    Args:
+        folder: where.
+        rules: the preprocessing.
+        seed: of the events.
+        model: the model's file.
+        own: the preprocessing as a Python file.
+        more: parameters.
+    """
     workflow = folder / "workflow"
     workflow.mkdir(parents=True)
     write_tree(workflow / "signal.root", collisions(400, 8.0, seed))
     write_tree(workflow / "background.root", collisions(400, 0.0, seed + 1))
     (workflow / "files.txt").write_text("signal.root\nbackground.root\n")
     (workflow / "labels.txt").write_text("1\n0\n")
-    (workflow / "model.py").write_text(MODEL)
-    parameters: dict[str, Any] = {"branch": "Events", "identifier": ["event"], "nevts": -1}
+    (workflow / "model.py").write_text(model)
+    parameters: dict[str, Any] = {"branch": "Events", "identifier": ["event"], "nevts": -1, **more}
     if rules:
         (workflow / "preproc.json").write_text(json.dumps(rules))
+    if own:
+        (workflow / "preproc.py").write_text(own)
     (workflow / "params.json").write_text(json.dumps(parameters))
     train(load_folder(workflow), folder / "bundle", silent)
     return folder / "bundle"
@@ -172,7 +187,9 @@ def settings(**changed: Any) -> ServingSettings:
 
 def app() -> Serving:
     """The application of a server that a test started: what it serves is in its environment."""
-    return create_app(Path(os.environ["TEST_REPOSITORY"]), _chosen(), Tokens())
+    folder = Path(os.environ["TEST_REPOSITORY"])
+    executor = LocalExecutor(LocalSettings(supervisor="process"))
+    return create_app(folder, _chosen(), Tokens(), Processes(executor, folder.with_name("predicting"), _chosen()))
 
 
 def _chosen() -> ServingSettings:

@@ -56,6 +56,7 @@ def write_attempt(attempt: Attempt) -> None:
             "reads": [str(path) for path in attempt.task.reads],
             "network": attempt.task.network,
             "endpoints": list(attempt.task.endpoints),
+            "program": attempt.task.program,
             "places": attempt.places,
             "limited": attempt.limited,
             "environment": dict(attempt.environment),
@@ -77,6 +78,7 @@ def read_attempt(folder: Path) -> Attempt:
             tuple(map(Path, facts["reads"])),
             facts["network"],
             tuple(facts["endpoints"]),
+            facts["program"],
         )
         devices = tuple(map(Path, facts["devices"]))
         return Attempt(task, facts["places"], facts["limited"], facts["environment"], devices, facts["scheduled"])

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
+
+Program = Literal["training", "predictions"]
 
 
 class State(StrEnum):
@@ -62,6 +64,8 @@ class Task:
         reads: data folders outside its own that it may read.
         network: whether it has all of the computer's network, its loopback included.
         endpoints: HOST:PORT of each server that it may reach otherwise (see `network`).
+        program: the training of the workflow in `input`, or predictions with the model folder there (see
+            `serving.native_process`), for whoever connects to the socket `work/socket`.
     """
 
     key: str
@@ -71,6 +75,7 @@ class Task:
     reads: tuple[Path, ...] = ()
     network: bool = False
     endpoints: tuple[str, ...] = ()
+    program: Program = "training"
 
 
 @dataclass(frozen=True)

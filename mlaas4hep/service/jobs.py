@@ -33,6 +33,8 @@ from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.names import did_you_mean
 from mlaas4hep.service.executor import Outcome, State
 
+# in `work`, of a task that predicts
+SOCKET = "socket"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}_[1-9][0-9]*")
 

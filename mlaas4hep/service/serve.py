@@ -11,10 +11,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mlaas4hep.errors import MlaasError
 from mlaas4hep.service.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from mlaas4hep.serving.native import Processes
 
 Part = Literal["all", "control", "inference"]
 _GRACE_SECONDS = 45.0
@@ -54,7 +57,7 @@ def control_plane() -> object:
     identify = authenticator(settings.authentication, policies)
     # gRPC has a port of its own, which is the inference server's
     serving = settings.serving.model_copy(update={"grpc_port": 0})
-    inference = create_inference(settings.data / "repository", serving, identify)
+    inference = create_inference(settings.data / "repository", serving, identify, _processes(settings))
     return create_app(settings, make_executor(settings.executor), identify, policies, inference)
 
 
@@ -64,7 +67,16 @@ def inference() -> object:
     from mlaas4hep.serving.app import create_app
 
     settings = load_settings()
-    return create_app(settings.data / "repository", settings.serving, authenticator(settings.authentication))
+    identify = authenticator(settings.authentication)
+    return create_app(settings.data / "repository", settings.serving, identify, _processes(settings))
+
+
+def _processes(settings: Settings) -> Processes:
+    """Models of their own frameworks run here in any case, also where a cluster runs the jobs."""
+    from mlaas4hep.service.local import LocalExecutor
+    from mlaas4hep.serving.native import Processes
+
+    return Processes(LocalExecutor(settings.executor.local), settings.data / "jobs", settings.serving)
 
 
 def _both(settings: Settings) -> None:

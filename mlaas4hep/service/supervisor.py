@@ -41,7 +41,7 @@ from mlaas4hep.service.attempts import (
 from mlaas4hep.service.cgroups import ControlGroup, make_group, own_group
 from mlaas4hep.service.disk import DiskFullError, DiskWatch
 from mlaas4hep.service.executor import Outcome, State, Task
-from mlaas4hep.service.jobs import all_jobs, give, now, read_json
+from mlaas4hep.service.jobs import SOCKET, all_jobs, give, now, read_json
 from mlaas4hep.service.network import JobNetwork
 from mlaas4hep.service.sandbox import Gate, gpu_nodes, sandboxed
 
@@ -258,7 +258,8 @@ class _Supervision:
                 reason = told.read(_REASON_BYTES).decode(errors="replace").replace("\0", "").strip()
                 reason = reason or _exit_reason(status, self._folder / "log")
                 raise _EndedError(State.FAILED, network.explained(reason))
-        _take_model(work / "model", self._folder)
+        if self._task.program == "training":
+            _take_model(work / "model", self._folder)
 
     def _group(self) -> ControlGroup | None:
         if self._attempt.scheduled:
@@ -288,9 +289,13 @@ class _Supervision:
             "NUMBA_NUM_THREADS": cpus,
             "PYTHONUNBUFFERED": "1",
         }
-        runner = [sys.executable, "-P", "-m", "mlaas4hep.service.runner"]
+        given = str(self._folder / "input")
+        program = {
+            "training": ["mlaas4hep.service.runner", given, str(work / "model"), str(progress), str(told)],
+            "predictions": ["mlaas4hep.serving.native_process", given, SOCKET],
+        }
         return sandboxed(
-            [*runner, str(self._folder / "input"), str(work / "model"), str(progress), str(told)],
+            [sys.executable, "-P", "-m", *program[self._task.program]],
             writes=[work],
             reads=[self._folder / "input", *self._task.reads],
             environment={**environment, **self._attempt.environment},

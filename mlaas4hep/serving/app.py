@@ -20,6 +20,7 @@ from mlaas4hep.service.identity import AuthenticationError, Authenticator, NotPe
 from mlaas4hep.serving import graph, rpc, tfaas, v2
 from mlaas4hep.serving.answers import Answer, failed, ok, response
 from mlaas4hep.serving.event_files import EventFiles
+from mlaas4hep.serving.native import Processes
 from mlaas4hep.serving.predictions import Predictions
 from mlaas4hep.serving.settings import ServingSettings
 
@@ -29,8 +30,10 @@ _FAILURES = (AuthenticationError, NotPermittedError, MlaasError, Exception)
 class Serving:
     """The application; `predictions` are its models, for the short way of `protocol`."""
 
-    def __init__(self, folder: Path, settings: ServingSettings, authenticator: Authenticator) -> None:
-        self.predictions = Predictions(folder, settings, authenticator)
+    def __init__(
+        self, folder: Path, settings: ServingSettings, authenticator: Authenticator, processes: Processes | None = None
+    ) -> None:
+        self.predictions = Predictions(folder, settings, authenticator, processes)
         self._files = EventFiles(settings)
         self._routed = Starlette(
             routes=[*v2.routes(), *graph.routes(), *tfaas.routes()],
@@ -68,15 +71,18 @@ class Serving:
             self.predictions.close()
 
 
-def create_app(folder: Path, settings: ServingSettings, authenticator: Authenticator) -> Serving:
+def create_app(
+    folder: Path, settings: ServingSettings, authenticator: Authenticator, processes: Processes | None = None
+) -> Serving:
     """The inference server.
 
     Args:
         folder: the model repository.
         settings: bounds.
         authenticator: finds out who asks.
+        processes: for models that this process must not load; without them these are refused.
     """
-    return Serving(folder, settings, authenticator)
+    return Serving(folder, settings, authenticator, processes)
 
 
 def _explained(request: Request, error: Exception) -> Response:

@@ -37,12 +37,13 @@ class CheckedModel:
     """A model folder that may be loaded.
 
     Attributes:
-        network: the ONNX file.
+        network: the ONNX file, which is not there for a bundle that ONNX cannot express.
         bytes: its size.
         bundle: the bundle, None for an uploaded network.
         params: what an upload said of itself.
         labels: names of the outputs of an uploaded network.
         open_ended: whether the time of a prediction depends on the values (loops).
+        takes_mask: whether a bundle that ONNX cannot express takes a mask.
     """
 
     network: Path
@@ -51,6 +52,7 @@ class CheckedModel:
     params: dict[str, Any]
     labels: tuple[str, ...]
     open_ended: bool
+    takes_mask: bool = False
 
 
 def check_model(folder: Path, largest: int) -> CheckedModel:
@@ -66,10 +68,8 @@ def check_model(folder: Path, largest: int) -> CheckedModel:
     if (folder / MANIFEST).is_file():
         bundle = read_bundle(folder)
         if bundle.runtime != "onnx":
-            raise MlaasError(
-                f"The model runs in {bundle.framework} only, because ONNX cannot express it.",
-                "Predict with a job, or with mlaas4hep predict.",
-            )
+            takes_mask = bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["takes_mask"])
+            return CheckedModel(network, 0, bundle, {}, bundle.classes, False, takes_mask)
         size = _size(network, largest)
         return CheckedModel(network, size, bundle, {}, bundle.classes, check_network(network))
     size = _size(network, largest)

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from mlaas4hep.errors import UsageError
 from mlaas4hep.serving.requests import predictions_of, user_of
 from mlaas4hep.training.onnx_model import MODEL_FILE
 
@@ -72,6 +73,8 @@ async def file(request: Request) -> Response:
     predictions = predictions_of(request)
     if name == MODEL_FILE:
         model = await predictions.model(user, request.path_params["model"])
+        if not model.network.is_file():
+            raise UsageError("This model has no ONNX network to show.", "Its folder can be downloaded.")
         return FileResponse(model.network, media_type="application/octet-stream", headers=_HEADERS)
     predictions.repository.find(user, request.path_params["model"])
     path = _folder() / name

@@ -18,6 +18,7 @@ from mlaas4hep.service.identity import Authenticator, NotPermittedError, Role, U
 from mlaas4hep.serving import metrics
 from mlaas4hep.serving.answers import Answer, failed, ok
 from mlaas4hep.serving.inference import events_of, is_raw, output_names, planned, planned_events
+from mlaas4hep.serving.native import Processes
 from mlaas4hep.serving.repository import Repository, UnknownModelError
 from mlaas4hep.serving.runtime import LoadedModel, Runtime
 from mlaas4hep.serving.settings import ServingSettings
@@ -55,12 +56,20 @@ class Predictions:
         folder: the repository.
         settings: bounds.
         authenticator: finds out who asks.
+        processes: for models that this process must not load; without them these are refused.
     """
 
-    def __init__(self, folder: Path, settings: ServingSettings, authenticator: Authenticator) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: ServingSettings,
+        authenticator: Authenticator,
+        processes: Processes | None = None,
+    ) -> None:
         self.settings = settings
         self.repository = Repository(folder)
-        self.runtime = Runtime(self.repository, settings)
+        self._processes = processes
+        self.runtime = Runtime(self.repository, settings, processes.load if processes else LoadedModel)
         self._authenticator = authenticator
 
     async def user(self, authorization: str, role: Role | None = Role.SERVE) -> User:
@@ -145,6 +154,8 @@ class Predictions:
     def close(self) -> None:
         """End what runs beside the event loop."""
         self.runtime.close()
+        if self._processes:
+            self._processes.close()
 
 
 def _tensors(request: InferenceRequest, name: str, model: LoadedModel, names: list[str], outputs: Outputs) -> Answer:

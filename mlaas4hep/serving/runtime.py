@@ -84,12 +84,22 @@ class LoadedModel:
         checked: its folder, checked.
         limit: seconds that a prediction may take.
 
+    Attributes:
+        platform: what predicts, in the words of the Open Inference Protocol.
+
     Raises MlaasError when ONNX Runtime cannot load it.
     """
+
+    platform = "onnxruntime_onnx"
 
     def __init__(self, facts: ModelFacts, version: int, checked: CheckedModel, limit: float) -> None:
         import onnxruntime
 
+        if checked.bundle is not None and checked.bundle.runtime != "onnx":
+            raise MlaasError(
+                f"The model runs in {checked.bundle.framework} only, because ONNX cannot express it.",
+                "Predict with a job, or with mlaas4hep predict.",
+            )
         self.facts = facts
         self.version = version
         self.version_text = str(version)
@@ -211,6 +221,7 @@ class _Failure:
     until: float
 
 
+Loader = Callable[[ModelFacts, int, CheckedModel, float], LoadedModel]
 _Identity = tuple[int, int]
 _Place = tuple[str, str, int]
 
@@ -221,11 +232,13 @@ class Runtime:
     Args:
         repository: where they are.
         settings: how much memory they may take, and how long a prediction.
+        load: makes a model of a checked folder.
     """
 
-    def __init__(self, repository: Repository, settings: ServingSettings) -> None:
+    def __init__(self, repository: Repository, settings: ServingSettings, load: Loader = LoadedModel) -> None:
         self.repository = repository
         self.settings = settings
+        self._load_model = load
         self._loaded: OrderedDict[_Place, tuple[_Identity, LoadedModel]] = OrderedDict()
         self._current: dict[tuple[str, str], tuple[ModelFacts, LoadedModel]] = {}
         self._failed: dict[_Place, tuple[_Identity, _Failure]] = {}
@@ -313,7 +326,7 @@ class Runtime:
     def _load(self, facts: ModelFacts, version: int) -> LoadedModel:
         folder = self.repository.path(facts, version)
         checked = check_model(folder, min(self.settings.model_bytes, self.settings.memory // 2))
-        return LoadedModel(facts, version, checked, self.settings.seconds)
+        return self._load_model(facts, version, checked, self.settings.seconds)
 
     def _make_room(self, needed: int) -> None:
         """Let go of the models that were used longest ago; one that is predicting lives until it has answered."""

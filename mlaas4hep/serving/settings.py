@@ -22,6 +22,8 @@ class ServingSettings(BaseModel):
         stored: bytes of models that a user may have, from which on no upload is taken.
         events: most events or rows of a request.
         seconds: longest time that one prediction may take.
+        native: processes of models of their own frameworks that each process has at most.
+        native_memory: bytes that each of these may use.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,3 +39,5 @@ class ServingSettings(BaseModel):
     stored: int = Field(20 * 2**30, gt=0)
     events: int = Field(1_000_000, gt=0)
     seconds: float = Field(30.0, gt=0)
+    native: int = Field(2, ge=1)
+    native_memory: int = Field(2 * 2**30, ge=256 * 2**20)

@@ -96,7 +96,7 @@ def model_facts(model: LoadedModel) -> dict[str, Any]:
         parameters["branches"] = [{"name": b.name, "kind": b.kind.value} for b in input_branches(model.bundle.schema)]
     return {
         "versions": [str(version) for version in model.facts.versions],
-        "platform": "onnxruntime_onnx",
+        "platform": model.platform,
         "inputs": [_described(spec) for spec in model.inputs.values()],
         "outputs": [_described(spec) for spec in model.outputs.values()],
         "parameters": parameters,

@@ -68,7 +68,7 @@ class Predictor:
         self._gatherer = Gatherer(bundle.schema)
         self._idim = bundle.schema.idim
         self._step = max(_BYTES_AT_A_TIME // (4 * self._idim), 1)
-        self._model = model or _load(bundle)
+        self._model = model or load_model(bundle)
 
     @property
     def branches(self) -> tuple[InputBranch, ...]:
@@ -168,7 +168,8 @@ def events_block(schema: Schema, events: Sequence[Mapping[str, Any]]) -> Block:
     return Block(0, len(events), columns)
 
 
-def _load(bundle: Bundle) -> Model:
+def load_model(bundle: Bundle) -> Model:
+    """What predicts the input vectors of a bundle. Raises MlaasError when it cannot be loaded."""
     if bundle.runtime == "onnx":
         return OnnxModel(bundle.folder / MODEL_FILE)
     adapter = load_adapter(
