@@ -18,6 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ _LIFE = 12 * 3600  # seconds; what is left behind of folders is swept after a da
 _DISK = 2**30
 _INTERVAL = 0.05
 _ENDING = 5.0  # seconds until the supervisor has told why
+_THREADS = 4
 _CLOSING = 15.0  # seconds; a process ends with its connection even if nobody waits for it
 _BYTES = 2**20  # of memory in this process
 _FAILURE_BYTES = 65536
@@ -75,6 +77,8 @@ class Processes:
         self._running: list[Process] = []
         self._removing: list[threading.Thread] = []
         self._change = threading.Lock()
+        # their predictions may take long, and must not keep those of others waiting
+        self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="native")
 
     def load(self, facts: ModelFacts, version: int, checked: CheckedModel, limit: float) -> LoadedModel:
         """A model that is ready to predict, with a process where it needs one; see `LoadedModel`."""
@@ -139,6 +143,7 @@ class Processes:
         """End all processes."""
         for process in list(self._running):
             process.end()
+        self.threads.shutdown(wait=False, cancel_futures=True)
         deadline = time.monotonic() + _CLOSING
         for thread in self._removing:
             thread.join(max(deadline - time.monotonic(), 0))
@@ -196,6 +201,7 @@ class Process:
 
     def __init__(self, processes: Processes, bundle: Bundle) -> None:
         self.bundle = bundle
+        self.threads = processes.threads
         self._processes = processes
         self._turn = threading.Lock()
         self._running: tuple[Task, socket.socket] | None = None
@@ -278,7 +284,7 @@ class NativeModel(LoadedModel):
         self.facts, self.version, self.version_text = facts, version, str(version)
         self.bundle, self.labels, self.params = bundle, checked.labels, checked.params
         self.network, self.bytes, self.batched = checked.network, _BYTES, True
-        self._process = process
+        self._process, self.threads = process, process.threads
         self.platform = f"mlaas4hep_{bundle.framework}"
         shape = (-1, bundle.schema.idim)
         names = [VALUES_NAME, MASK] if checked.takes_mask else [VALUES_NAME]
@@ -317,7 +323,7 @@ class OwnEventsModel(LoadedModel):
 
     def __init__(self, facts: ModelFacts, version: int, checked: CheckedModel, limit: float, process: Process) -> None:
         super().__init__(facts, version, checked, limit)
-        self._process = process
+        self._process, self.threads = process, process.threads
         self.predictor = _EventPredictor(process)
 
     def quick(self, rows: int) -> bool:

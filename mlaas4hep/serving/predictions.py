@@ -99,7 +99,7 @@ class Predictions:
 
     async def outputs(self, protocol: str, model: LoadedModel, rows: int, work: Callable[[], Outputs]) -> Outputs:
         """Do the work of a plan."""
-        outputs = work() if model.quick(rows) else await self.runtime.in_thread(work)
+        outputs = work() if model.quick(rows) else await self.runtime.in_thread(work, threads=model.threads)
         _counted(protocol, rows)
         return outputs
 

@@ -86,11 +86,13 @@ class LoadedModel:
 
     Attributes:
         platform: what predicts, in the words of the Open Inference Protocol.
+        threads: where its predictions are waited for that are not quick; None for those of all models.
 
     Raises MlaasError when ONNX Runtime cannot load it.
     """
 
     platform = "onnxruntime_onnx"
+    threads: ThreadPoolExecutor | None = None
 
     def __init__(self, facts: ModelFacts, version: int, checked: CheckedModel, limit: float) -> None:
         import onnxruntime
@@ -293,9 +295,11 @@ class Runtime:
             return "UNAVAILABLE", failed[1].reason
         return "UNKNOWN", ""
 
-    async def in_thread(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
+    async def in_thread(
+        self, work: Callable[..., _Result], *arguments: Any, threads: ThreadPoolExecutor | None = None
+    ) -> _Result:
         """Do something that takes a while beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(threads or self._threads, work, *arguments)
 
     async def _get(self, facts: ModelFacts, version: int) -> LoadedModel:
         place, identity = (facts.namespace, facts.name, version), self._identity(facts, version)

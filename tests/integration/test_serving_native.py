@@ -25,6 +25,14 @@ from sklearn.ensemble import RandomForestClassifier
 def model():
     return RandomForestClassifier(n_estimators=5, max_depth=3, random_state=1)
 """
+NETWORK = """
+import keras
+
+def model(idim):
+    network = keras.Sequential([keras.Input((idim,)), keras.layers.Dense(1, activation="sigmoid")])
+    network.compile(optimizer="adam", loss="binary_crossentropy")
+    return network
+"""
 OWN = """
 import os, socket, time
 from pathlib import Path
@@ -145,6 +153,30 @@ def test_a_models_code_reaches_nothing(served: tuple[httpx.Client, dict[str, Any
     answer = ask(client, "own", one(known, 4e6))
     assert answer.status_code == 400
     assert answer.json()["error"].startswith("code/preproc.py, line 27: LookupError: all was refused.")
+
+
+def test_a_process_makes_room_for_another_one(
+    tmp_path: Path, served: tuple[httpx.Client, dict[str, Any], Path]
+) -> None:
+    _, known, folder = served
+    shutil.copytree(folder.with_name("repository"), tmp_path / "repository")
+    with parts.running(tmp_path / "repository", native=1) as client:
+        for name in ("forest", "own", "forest"):
+            assert ask(client, name, known["events"]).status_code == 200
+            wait_until(lambda: len(list((tmp_path / "predicting").iterdir())) == 1, 60)
+
+
+def test_a_keras_model_predicts_by_its_own_file(tmp_path: Path) -> None:
+    bundle = parts.trained(tmp_path / "keras", model=NETWORK, runtime="native", epochs=1)
+    events = parts.events_of(tmp_path / "keras" / "workflow" / "signal.root", EVENTS)
+    expected = predict_events(read_bundle(bundle), events)
+    parts.repository(tmp_path / "repository").publish(parts.ANNA.key, "network", bundle)
+    with parts.running(tmp_path / "repository") as client:
+        answer = ask(client, "network", events)
+        assert answer.status_code == 200, answer.text
+        assert client.get("/v2/models/network").json()["platform"] == "mlaas4hep_keras"
+        assert client.get("/models/network/graph/model.onnx").status_code == 400
+    np.testing.assert_allclose(probabilities(answer.json()["predictions"]), probabilities(expected), rtol=1e-4)
 
 
 def test_no_process_outlives_the_server(tmp_path: Path, served: tuple[httpx.Client, dict[str, Any], Path]) -> None:
