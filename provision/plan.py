@@ -309,8 +309,9 @@ def to_remove(cloud: Cloud, platform: Platform) -> list[Resource]:
     known = {(resource.kind, resource.id) for resource in found}
     done = [e.resource for e in platform.record.ledger if e.state == "done" and e.resource and e.resource.ours]
     resources = [*found, *(resource for resource in done if (resource.kind, resource.id) not in known)]
-    order = [resource.kind for resource in done]
-    return sorted(resources, key=lambda r: order.index(r.kind) if r.kind in order else len(order), reverse=True)
+    # what was made last goes first; where the ledger does not tell, the cloud's order does
+    order = list(dict.fromkeys([*(resource.kind for resource in done), *(resource.kind for resource in found)]))
+    return sorted(resources, key=lambda resource: order.index(resource.kind), reverse=True)
 
 
 def undo(cloud: Cloud, platform: Platform, progress: Progress) -> None:

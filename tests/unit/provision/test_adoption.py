@@ -15,7 +15,8 @@ from provision.adoption import adopt, judge, unrecorded
 from provision.clouds._marks import found_platforms, mark, metadata, resource_name, tags
 from provision.clouds.base import Found, Platform
 from provision.errors import UsageError
-from provision.record import Folder, Home, Record, now
+from provision.plan import to_remove
+from provision.record import Folder, Home, Record, Resource, now
 from provision.spec import make_spec
 
 USER = "a" * 64
@@ -107,6 +108,13 @@ def test_a_record_is_made_again(tmp_path: Path) -> None:
     other = Found("higgs", "9876543210")
     adopt(other, "site", home)
     assert [folder.name for folder in home.folders()] == ["higgs", "higgs-9876543210"]
+
+
+def test_without_a_ledger_the_last_made_is_removed_first() -> None:
+    made = platform()
+    kinds = ["key pair", "security group", "network", "subnet", "server", "floating IP"]
+    cloud: Any = SimpleNamespace(discover=lambda _: [Resource(kind=kind, id=kind) for kind in kinds])
+    assert [resource.kind for resource in to_remove(cloud, made)] == kinds[::-1]
 
 
 @pytest.mark.parametrize("damage", ["", "[1]", "{", json.dumps({"spec": {"cpus": "all", "shell": "rm"}, "values": 3})])
