@@ -149,10 +149,11 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_model_is_trained_and_predicts(platform: Platform, example: Path, tmp_path: Path):
+@pytest.mark.parametrize("runtime", ["onnx", "native"])
+def test_a_model_is_trained_and_predicts(platform: Platform, example: Path, tmp_path: Path, runtime: str):
     with platform.client() as client:
         client.upload("higgs", example)
-        key = client.submit("higgs", parameters={"seed": 1})["id"]
+        key = client.submit("higgs", parameters={"seed": 1, "runtime": runtime})["id"]
         told = list(client.progress(key))
         job = client.wait(key)
         assert job["state"] == "finished", (job["reason"], client.log(key), platform.said())
