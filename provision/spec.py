@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
@@ -108,10 +109,13 @@ def _library(value: str) -> str:
     return value
 
 
-def _file(value: str) -> str:
-    """The absolute path of a file on this computer."""
+_WISHED = {"wished": True}
+
+
+def _file(value: str, info: ValidationInfo) -> str:
+    """The absolute path of a file on this computer; that of a record may have gone since."""
     path = Path(value).expanduser().absolute()
-    if not path.is_file():
+    if info.context == _WISHED and not path.is_file():
         raise ValueError(f"there is no file {path}")
     return str(path)
 
@@ -210,7 +214,7 @@ class PlatformSpec(BaseModel):
 def make_spec(wishes: dict[str, Any]) -> PlatformSpec:
     """Check `wishes` (field -> value) and make the spec; raises UsageError that names each wrong field."""
     try:
-        return PlatformSpec.model_validate(wishes)
+        return PlatformSpec.model_validate(wishes, context=_WISHED)
     except ValidationError as error:
         raise UsageError(f"The platform cannot be described: {_sentence(error)}", _REMEDY) from None
 

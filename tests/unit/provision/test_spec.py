@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from provision.errors import UsageError
-from provision.spec import Gpu, make_spec, read_spec
+from provision.spec import Gpu, PlatformSpec, make_spec, read_spec
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,16 @@ def test_a_spec_file_has_the_same_fields_as_the_options(tmp_path: Path):
     assert (spec.name, spec.cpus, spec.memory, spec.ports) == ("higgs", 4, 16.0, (443,))
     assert spec.frameworks == ("keras", "torch")
     assert make_spec(spec.model_dump(mode="json")) == spec
+
+
+def test_a_record_can_be_read_when_a_file_of_its_wishes_has_gone(tmp_path: Path):
+    policy = tmp_path / "policy.toml"
+    policy.touch()
+    spec = make_spec({**SHARED, "policy": str(policy)})
+    policy.unlink()
+    assert PlatformSpec.model_validate_json(spec.model_dump_json()) == spec
+    with pytest.raises(UsageError, match="there is no file"):
+        make_spec(spec.model_dump(mode="json"))
 
 
 @pytest.mark.parametrize(("text", "words"), [("- a\n- b\n", "no mapping"), ("a: [", "no valid YAML")])
