@@ -17,10 +17,10 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,7 @@ _CLOSING = 15.0  # seconds; a process ends with its connection even if nobody wa
 _BYTES = 2**20  # of memory in this process
 _FAILURE_BYTES = 65536
 _TOLD = 2000  # characters
+_Result = TypeVar("_Result")
 _log = logging.getLogger("mlaas4hep.serving")
 
 
@@ -207,8 +208,16 @@ class Process:
         self._running: tuple[Task, socket.socket] | None = None
         self._fresh = False
 
-    def ask(self, kind: int, arrays: Mapping[str, NDArray[Any]], most: int) -> bytearray:
-        """What the process answers, at most so many bytes of it.
+    def ask(
+        self, kind: int, arrays: Mapping[str, NDArray[Any]], most: int, parse: Callable[[bytearray], _Result]
+    ) -> _Result:
+        """What the process answers.
+
+        Args:
+            kind: of the question.
+            arrays: the question.
+            most: bytes that the answer may have.
+            parse: makes something of them; raises ModelFailedError for what is no answer.
 
         Raises MlaasError for what the model refuses, TooSlowError, ModelFailedError when the process breaks.
         """
@@ -223,20 +232,23 @@ class Process:
             try:
                 send(connection, kind, arrays_to_bytes(arrays))
                 found, content = receive(connection, max(most, _FAILURE_BYTES), deadline)
+                self._fresh = False
+                self._processes.used(self)
+                if found == FAILURE:
+                    raise _refusal(content)
+                return parse(content)
             except TimeoutError as error:
                 self._end()
                 raise TooSlowError("The prediction takes longer than it may.", "Send fewer events.") from error
+            except ModelFailedError:
+                self._end()
+                raise
             except (OSError, EOFError) as error:
                 reason = self._reason()
                 self._end()
                 raise ModelFailedError(f"The process of the model ended while it predicted. {reason}") from error
-            self._fresh = False
         finally:
             self._turn.release()
-        self._processes.used(self)
-        if found == FAILURE:
-            raise _refusal(content)
-        return content
 
     def end(self) -> None:
         """End it, also while it predicts."""
@@ -309,8 +321,8 @@ class NativeModel(LoadedModel):
         """See `LoadedModel.predict`."""
         width = self.outputs[PREDICTIONS].shape[1]
         size = 8 * values.shape[0] * width
-        content = self._process.ask(VALUES, {"values": values, "mask": mask}, size)
-        return _floats(content, 0, size, width)
+        question = {"values": values, "mask": mask}
+        return self._process.ask(VALUES, question, size, lambda content: _floats(content, 0, size, width))
 
     def release(self) -> None:
         """End the process."""
@@ -349,12 +361,13 @@ class _EventPredictor(Predictor):
         """See `Predictor.predict`."""
         events, width = block.stop - block.start, self.bundle.task.width
         arrays = block_to_arrays(block) | {"events": np.array(events)}
-        content = self._process.ask(EVENTS, arrays, events * (1 + 8 * width))
-        kept = np.frombuffer(content, np.uint8, min(events, len(content))) != 0
-        if kept.size != events:
-            raise ModelFailedError("The process of the model answers something else.")
-        values = _floats(content, events, 8 * width * int(kept.sum()), width)
-        return Predictions(values, kept, np.empty(0, dtype=np.int64))
+
+        def parse(content: bytearray) -> Predictions:
+            kept = np.frombuffer(content, np.uint8, min(events, len(content))) != 0
+            values = _floats(content, events, 8 * width * int(kept.sum()), width)
+            return Predictions(values, kept, np.empty(0, dtype=np.int64))
+
+        return self._process.ask(EVENTS, arrays, events * (1 + 8 * width), parse)
 
 
 def _floats(content: bytearray, start: int, size: int, width: int) -> NDArray[np.float64]:
@@ -367,6 +380,6 @@ def _floats(content: bytearray, start: int, size: int, width: int) -> NDArray[np
 def _refusal(content: bytearray) -> MlaasError:
     try:
         message, remedy = (str(part)[:_TOLD] for part in json.loads(content))
-    except (ValueError, TypeError):
-        return ModelFailedError("The process of the model answers something else.")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ModelFailedError("The process of the model answers something else.") from error
     return MlaasError(message, remedy)

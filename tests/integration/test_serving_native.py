@@ -48,6 +48,15 @@ def preprocessing(record):
         time.sleep(1000)
     if met == 3e6:
         os._exit(0)
+    if met in (5e6, 6e6):
+        # what the server reads instead of the answer: too much, and nonsense
+        size = 2**60 if met == 5e6 else 9
+        for number in range(3, 64):
+            try:
+                os.write(number, b"\2" + size.to_bytes(8, "big") + b"nonsense!")
+            except OSError:
+                pass
+        time.sleep(1000)
     if met == 4e6:
         for action in (
             lambda: socket.create_connection(("127.0.0.1", PORT)),
@@ -86,7 +95,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Cli
     repository = parts.repository(folder / "repository")
     for name, bundle in bundles.items():
         repository.publish(parts.ANNA.key, name, bundle)
-    with parts.running(folder / "repository", seconds=20, native_memory=600 * 2**20) as client:
+    with parts.running(folder / "repository", seconds=8, native_memory=600 * 2**20) as client:
         yield client, {"events": events, **expected}, folder / "predicting"
 
 
@@ -135,6 +144,8 @@ def one(known: dict[str, Any], met: float) -> list[dict[str, Any]]:
         (1e6, 503, "It needed more memory than the 600 MiB that it may use."),
         (2e6, 504, "The prediction takes longer than it may."),
         (3e6, 503, "The process of the model ended while it predicted."),
+        (5e6, 503, "The process of the model ended while it predicted."),
+        (6e6, 503, "The process of the model answers something else."),
     ],
 )
 def test_a_model_that_misbehaves_fails_alone_and_is_started_again(
@@ -152,7 +163,7 @@ def test_a_models_code_reaches_nothing(served: tuple[httpx.Client, dict[str, Any
     client, known, _ = served
     answer = ask(client, "own", one(known, 4e6))
     assert answer.status_code == 400
-    assert answer.json()["error"].startswith("code/preproc.py, line 27: LookupError: all was refused.")
+    assert answer.json()["error"].startswith("code/preproc.py, line 36: LookupError: all was refused.")
 
 
 def test_a_process_makes_room_for_another_one(
