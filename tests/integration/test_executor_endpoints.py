@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -220,6 +222,32 @@ raise SystemExit(1)
     assert set(found.values()) <= {"OSError", "ConnectionRefusedError", "PermissionError", "gaierror"}, found
     assert len(found) == 11
     assert "endpoint" not in outcome.reason
+
+
+def test_connections_end_with_a_job_whose_supervisor_is_killed(tmp_path: Path, workflow: Path) -> None:
+    executor, folder = LocalExecutor(LocalSettings(supervisor="process")), tmp_path / "job"
+    folder.mkdir()
+    shutil.copytree(workflow, folder / "input")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(120)
+        port = server.getsockname()[1]
+        code = f"import socket\nsocket.create_connection(('localhost', {port})).recv(1)\n"
+        (folder / "input" / "model.py").write_text(code)
+        task = Task("job-1", folder, resources=Resources(memory=2000 * _MIB), endpoints=(f"localhost:{port}",))
+        executor.submit(task)
+        with server.accept()[0] as connection:
+            connection.settimeout(120)
+            os.kill(supervisor_of(folder), signal.SIGKILL)
+            assert connection.recv(1) == b""
+        wait_until(lambda: executor.status(task).state is State.INTERRUPTED)
+
+
+def supervisor_of(folder: Path) -> int:
+    """The number of the process that supervises a folder's job."""
+    done = subprocess.run(
+        ["pgrep", "-f", f"mlaas4hep.service.supervisor {folder} "], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
 
 
 def test_an_endpoint_that_is_down_is_named(run: Run) -> None:
