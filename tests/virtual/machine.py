@@ -62,6 +62,8 @@ def inability() -> str:
     """Why this computer cannot run it, or ""."""
     if os.geteuid() != 0:
         return "the image of a virtual machine is made by root"
+    if not _virtualised() and not os.environ.get("EMULATE"):
+        return "without KVM that runs Debian's kernel this takes ten times as long; EMULATE=1 runs it all the same"
     return lacking(PROGRAMS)
 
 
@@ -99,12 +101,14 @@ def running(name: str, folder: Path, cpus: int = 2, memory: int = 4096) -> Itera
             process.wait()
 
 
+def _virtualised() -> bool:
+    """Whether KVM is there, and not the kind of it that runs only kernels that know of it."""
+    return os.access("/dev/kvm", os.R_OK | os.W_OK) and not Path("/sys/module/kvm_pvm").exists()
+
+
 def _processor() -> list[str]:
-    """The computer's own, or one that is emulated: ten times slower, but at hand everywhere."""
-    # kvm_pvm runs only kernels that know of it
-    if os.access("/dev/kvm", os.R_OK | os.W_OK) and not Path("/sys/module/kvm_pvm").exists():
-        return ["-accel", "kvm", "-cpu", "host"]
-    return ["-accel", "tcg,thread=multi", "-cpu", "max"]
+    """The computer's own, or one that is emulated."""
+    return ["-accel", "kvm", "-cpu", "host"] if _virtualised() else ["-accel", "tcg,thread=multi", "-cpu", "max"]
 
 
 def _wait_for_ssh(process: subprocess.Popen[bytes], words: list[str], folder: Path) -> None:
