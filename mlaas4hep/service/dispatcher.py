@@ -223,7 +223,7 @@ class Dispatcher:
         free: Need = (self._settings.cpus, self._settings.memory, self._settings.gpus)
         sums = (func.count(), *(func.sum(column) for column in need))
         busy = select(JobRow.user_key, *sums).where(JobRow.phase.in_((HANDING, HANDED))).group_by(JobRow.user_key)
-        for user, count, *sum_of in session.execute(busy).tuples():
+        for user, count, *sum_of in session.execute(busy).all():
             running[user], used[user] = int(count), (int(sum_of[0]), int(sum_of[1]), int(sum_of[2]))
             free = _minus(free, used[user])
         users = session.scalars(select(UserRow).where(UserRow.key.in_(list(waiting))))
