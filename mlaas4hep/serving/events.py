@@ -9,7 +9,7 @@ JSON, one object                           an event, or columns: each branch wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -26,6 +26,7 @@ from mlaas4hep.training.prediction import events_block, input_branches
 OFFSETS = ":offsets"
 _COMMON = (Kind.FLAT, Kind.BOOL, Kind.JAGGED)
 _NUMBERS = frozenset({float, int, bool, type(None)})
+_Picker = Callable[[Any], tuple[Any, ...]]
 
 
 class EventReader:
@@ -53,7 +54,7 @@ class EventReader:
         flat = [column.branch for column in schema.flat if not column.member and column.index < 0]
         self._jagged = [column.name for column in schema.jagged]
         plain = self._common and {*flat, *self._jagged} == {branch.name for branch in self.branches}
-        self._flat = itemgetter(*flat) if direct and plain and len(flat) > 1 else None
+        self._flat: _Picker | None = itemgetter(*flat) if direct and plain and len(flat) > 1 else None
 
     def from_tensors(self, tensors: Mapping[str, NDArray[Any]]) -> Block | Inputs:
         """Events given as tensors. Raises UsageError for wrong, missing and unknown ones (with near misses)."""
@@ -116,7 +117,7 @@ class EventReader:
             return None
         return Block(0, len(events), columns)
 
-    def _rows(self, events: Sequence[Any], flat: itemgetter[str]) -> Inputs | None:
+    def _rows(self, events: Sequence[Any], flat: _Picker) -> Inputs | None:
         rows = [flat(event) for event in events]
         if not all(_NUMBERS.issuperset(map(type, row)) for row in rows):
             return None
