@@ -158,11 +158,12 @@ def _report(experiment: Experiment, title: str, adapter: Adapter, run: Run, scor
         importance = permutation_importance(
             adapter.predict, sample(run.test), schema.slices, score_of(task), seed=workflow.parameters.seed
         )
+    history, kept = _by_round(adapter, run) if len(run.history) == 1 else (run.history, run.kept)
     return replace(
         report_on_data(title, store, schema, targets, workflow.labels),
         parts=scored,
-        history=run.history,
-        kept=run.kept,
+        history=history,
+        kept=kept,
         threshold=workflow.parameters.threshold,
         model={
             "framework": adapter.framework,
@@ -176,6 +177,15 @@ def _report(experiment: Experiment, title: str, adapter: Adapter, run: Run, scor
         provenance={"version": mlaas4hep.__version__, "store": store.facts.key},
         notes=prepared.notes,
     )
+
+
+def _by_round(adapter: Adapter, run: Run) -> tuple[list[dict[str, Any]], int]:
+    """The measures after each round of boosting and the round that was kept; those of the epoch without rounds."""
+    rounds = [
+        {name.removeprefix("train_").replace("validation_", "val_"): value for name, value in measured.items()}
+        for measured in getattr(adapter, "rounds", [])
+    ]
+    return (rounds, getattr(adapter, "kept", 0)) if rounds else (run.history, run.kept)
 
 
 def _histograms(experiment: Experiment) -> list[Histogram]:

@@ -92,6 +92,8 @@ class Run:
         self._adapter.check(first.values[:2], first.mask[:2])
         if hasattr(self._adapter, "validation"):
             self._adapter.validation = self._feeds.validation
+        if hasattr(self._adapter, "checkpoints"):
+            self._adapter.checkpoints = self._folder / "rounds"
         size = f"{self._adapter.size} weights" if self._adapter.size else self._adapter.framework
         mask = ", with the mask" if self._adapter.takes_mask else ""
         self._tell(Stage(f"training {size} on {self._feeds.train.events} events{mask}"))

@@ -8,6 +8,9 @@ possible.
 `xgboost.train` takes them, with `n_estimators` (rounds, 100 without it) and `early_stopping_rounds` among them. The
 objective follows from the task unless it is given. All boosting rounds are one epoch. With early stopping, the model is
 cut after its best round. Where there is no value, XGBoost gets NaN.
+
+Boosting goes in ten stretches of rounds, each from the trees so far and with a seed of its own, because XGBoost does
+not tell the state of its random numbers: a killed training goes on after its last complete stretch, to the same trees.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import math
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,10 @@ _RANDOM_FILE = "random.npz"
 _ROUNDS = 100
 _BYTES_A_VALUE = 8  # a 32-bit bin by event and, again, by input
 _SHARE = 0.5  # of the available memory that the bins may take
+_STRETCHES = 10
+_SEEDS = 2**31
+_MEASURED = "mlaas4hep_rounds"  # attribute of the trees in a checkpoint
+_GROWING = ("auc", "pre", "map", "ndcg")  # how the names of measures begin that are to be large, but for mape
 _OF_CLASSES = ("binary:logistic", "binary:logitraw", "binary:hinge", "multi:softprob", "multi:softmax")
 
 
@@ -58,6 +65,18 @@ class Boosting:
     rounds: int
     patience: int | None
 
+    def seeded(self, first: int) -> dict[str, Any]:
+        """The parameters for the stretch that begins with a round, counted from 0."""
+        seed = self.parameters.get("seed")
+        seed = self.parameters.get("random_state") if seed is None else seed
+        others = {name: value for name, value in self.parameters.items() if name != "random_state"}
+        return others | {"seed": (int(seed or 0) + first) % _SEEDS}
+
+    def ended(self, rounds: Sequence[Mapping[str, float]]) -> bool:
+        """Whether there is nothing more to boost after these rounds."""
+        exhausted = bool(self.patience and rounds) and len(rounds) - 1 - best_round(rounds) >= (self.patience or 0)
+        return exhausted or len(rounds) >= self.rounds
+
 
 class XgboostAdapter:
     """Boosted trees of XGBoost.
@@ -69,7 +88,9 @@ class XgboostAdapter:
 
     Attributes:
         validation: events that are measured after each round, and that early stopping goes by; set before `fit_epoch`.
+        checkpoints: folder for the trees so far, which a repeated training goes on from; set before `fit_epoch`.
         rounds: after `fit_epoch`, for each round its number and the measures by `train_NAME` and `validation_NAME`.
+        kept: after `fit_epoch` with early stopping, the number of rounds that the model was cut to; 0 without.
 
     Raises UsageError for an estimator or an objective that does not fit the task.
     """
@@ -81,7 +102,9 @@ class XgboostAdapter:
     def __init__(self, native: Any, task: Task, path: Path) -> None:
         self.native = native
         self.validation: Feed | None = None
+        self.checkpoints: Path | None = None
         self.rounds: list[dict[str, float]] = []
+        self.kept = 0
         self._task = task
         self._path = path
         self._booster = native if isinstance(native, xgboost.Booster) else None
@@ -123,33 +146,55 @@ class XgboostAdapter:
             raise UsageError(f"{self._path}: early_stopping_rounds needs validation events.", "Take it out.")
         self._booster = None
         with tempfile.TemporaryDirectory(prefix="mlaas4hep-xgboost-") as folder, explained(self._path):
-            booster, found = self._boosted(boosting, feed, epoch, Path(folder), progress)
-        self.rounds = _by_round(found)
+            booster = self._boosted(boosting, feed, epoch, Path(folder), progress)
         self._refuse_infinite()
-        self._take(booster[: booster.best_iteration + 1] if boosting.patience else booster)
+        self.kept = best_round(self.rounds) + 1 if boosting.patience else 0
+        self._take(booster[: self.kept] if self.kept else booster)
         progress(feed.events)
         return False
 
-    def _boosted(
-        self, boosting: Boosting, feed: Feed, epoch: int, folder: Path, progress: Progress
-    ) -> tuple[Any, dict[str, dict[str, list[float]]]]:
-        """The trees, and the measures of each round by part and name; nothing refers to the folder any more."""
-        found: dict[str, dict[str, list[float]]] = {}
+    def _boosted(self, boosting: Boosting, feed: Feed, epoch: int, folder: Path, progress: Progress) -> Any:
+        """The trees; nothing refers to the folder any more. `rounds` has the measures of each round."""
         train = self._matrix(feed, epoch, folder / "train")
         parts = [(train, "train")]
         if self.validation is not None:
             parts.append((self._matrix(self.validation, 0, folder / "validation", train), "validation"))
-        booster = xgboost.train(
-            boosting.parameters,
-            train,
-            num_boost_round=boosting.rounds,
-            evals=parts,
-            evals_result=found,
-            early_stopping_rounds=boosting.patience,
-            verbose_eval=False,
-            callbacks=[_Told(progress, boosting.rounds, feed.events)],
-        )
-        return booster, found
+        booster = self._resume(epoch)
+        while not boosting.ended(self.rounds):
+            first = len(self.rounds)
+            booster = xgboost.train(
+                boosting.seeded(first),
+                train,
+                num_boost_round=min(-(-boosting.rounds // _STRETCHES), boosting.rounds - first),
+                evals=parts,
+                verbose_eval=False,
+                # not the booster itself, which would remember more than a checkpoint does
+                xgb_model=booster and booster.save_raw("ubj"),
+                callbacks=[_Rounds(boosting, self.rounds, progress, feed.events)],
+            )
+            self._checkpoint(booster, epoch)
+        return booster
+
+    def _checkpoint(self, booster: Any, epoch: int) -> None:
+        if self.checkpoints is None:
+            return
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        partial = self.checkpoints / "partial.ubj"
+        booster.set_attr(**{_MEASURED: json.dumps(self.rounds)})
+        booster.save_model(partial)
+        booster.set_attr(**{_MEASURED: None})
+        partial.replace(self.checkpoints / f"epoch_{epoch}.ubj")
+
+    def _resume(self, epoch: int) -> Any:
+        """The trees of a training that was killed, with `rounds`; None where there is none."""
+        self.rounds = []
+        file = self.checkpoints and self.checkpoints / f"epoch_{epoch}.ubj"
+        if not file or not file.is_file():
+            return None
+        booster = _read(file)
+        self.rounds = json.loads(booster.attr(_MEASURED))
+        booster.set_attr(**{_MEASURED: None})
+        return booster
 
     def _matrix(self, feed: Feed, epoch: int, cache: Path, ref: Any = None) -> Any:
         """The events as XGBoost keeps them; on disk when their bins would take too much of the memory."""
@@ -266,18 +311,20 @@ class _Chunks(xgboost.DataIter):  # type: ignore[misc]
         self._left = self._feed.chunks(self._epoch)
 
 
-class _Told(xgboost.callback.TrainingCallback):  # type: ignore[misc]
-    """Tells the progress after each round."""
+class _Rounds(xgboost.callback.TrainingCallback):  # type: ignore[misc]
+    """After each round, adds its measures to those of the rounds before, and tells the progress."""
 
-    def __init__(self, progress: Progress, rounds: int, events: int) -> None:
+    def __init__(self, boosting: Boosting, rounds: list[dict[str, float]], progress: Progress, events: int) -> None:
         super().__init__()
-        self._progress, self._rounds, self._events = progress, rounds, events
+        self._boosting, self._rounds, self._progress, self._events = boosting, rounds, progress, events
 
     def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-        """Go on."""
-        del model, evals_log
-        self._progress((epoch + 1) * self._events // self._rounds)
-        return False
+        """Whether to end."""
+        del model, epoch
+        measured = {f"{part}_{name}": values[-1] for part, found in evals_log.items() for name, values in found.items()}
+        self._rounds.append({"round": float(len(self._rounds) + 1)} | measured)
+        self._progress(len(self._rounds) * self._events // self._boosting.rounds)
+        return self._boosting.ended(self._rounds)
 
 
 def _boosting(native: Any, task: Task, path: Path) -> Boosting:
@@ -294,6 +341,8 @@ def _boosting(native: Any, task: Task, path: Path) -> Boosting:
             parameters["eval_metric"] = native.eval_metric
     if callable(parameters.get("eval_metric")) or callable(getattr(native, "objective", None)):
         raise UsageError(f"{path}: objective or eval_metric is a function.", "Give the name of one that XGBoost has.")
+    if int(rounds) < 1:
+        raise UsageError(f"{path}: n_estimators={rounds} boosts nothing.", "Set it to 1 or more.")
     _refuse_exact(parameters, path)
     parameters["objective"] = _objective(parameters, task, path)
     if task.width > 1 and parameters["objective"].startswith("multi:"):
@@ -350,14 +399,13 @@ def _unused(warning: str) -> list[str]:
     return re.findall(r'"(\w+)"', warning) if "are not used" in warning else []
 
 
-def _by_round(found: dict[str, dict[str, list[float]]]) -> list[dict[str, float]]:
-    """The measures of each round, which counts from 1."""
-    columns = {f"{part}_{name}": values for part, measures in found.items() for name, values in measures.items()}
-    length = max(map(len, columns.values()), default=0)
-    return [
-        {"round": float(place + 1)} | {name: float(values[place]) for name, values in columns.items()}
-        for place in range(length)
-    ]
+def best_round(rounds: Sequence[Mapping[str, float]]) -> int:
+    """The round, from 0, that is best by the last measure of the validation events."""
+    name = list(rounds[0])[-1]
+    measured = [measures[name] for measures in rounds]
+    metric = name.split("_", 1)[1]
+    large = metric != "mape" and metric.startswith(_GROWING)
+    return int(np.argmax(measured) if large else np.argmin(measured))
 
 
 def _with_nan(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ from mlaas4hep.data.sources import resolve_files
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.training.experiment import train
 from mlaas4hep.training.parameters import Parameters
-from mlaas4hep.training.progress import Epoch, Event, Note, silent
+from mlaas4hep.training.progress import Epoch, Event, Note, Step, silent
 from mlaas4hep.training.targets import make_targets
 from mlaas4hep.training.workflow import Labels, load_folder
 
@@ -151,14 +151,20 @@ def test_workers_of_a_framework_without_them_are_refused(workflow_folder: Path, 
     assert "Set workers to 1" in done.stderr
 
 
+XGBOOST = """
+def model():
+    return {"n_estimators": 20, "max_depth": 3, "subsample": 0.5, "nthread": 1}
+"""
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from mlaas4hep.training.experiment import train
-from mlaas4hep.training.progress import Epoch
+from mlaas4hep.training.progress import Epoch, Step
 from mlaas4hep.training.workflow import load_folder
 def tell(event):
-    if isinstance(event, Epoch) and event.epoch == int(sys.argv[3]):
+    part = sys.argv[4:] and isinstance(event, Step) and event.done > event.total * float(sys.argv[4])
+    if part or (isinstance(event, Epoch) and event.epoch == int(sys.argv[3])):
         os.kill(os.getpid(), signal.SIGKILL)
 train(load_folder(Path(sys.argv[1])), Path(sys.argv[2]), tell)
 """
@@ -182,6 +188,24 @@ def test_a_killed_run_that_is_repeated_ends_as_an_undisturbed_one(
     assert without_times(after["history"]) == without_times(undisturbed["history"])
     assert after["final"] == undisturbed["final"]
     assert not any((tmp_path / "store" / "runs").glob("*/"))
+
+
+def test_boosting_that_was_killed_goes_on_in_the_middle(
+    run, workflow_folder: Path, tmp_path: Path, set_parameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workflow_folder / "model.py").write_text(XGBOOST)
+    set_parameters(workflow_folder, identifier="event", batch_size=32, epochs=1)
+    words = [sys.executable, "-c", KILLED, str(workflow_folder), str(tmp_path / "killed"), "1", "0.5"]
+    assert subprocess.run(words, check=False, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    steps: list[Step] = []
+    after = run("killed", lambda event: steps.append(event) if isinstance(event, Step) else None, epochs=1)
+    assert steps[0].done > 0.5 * steps[0].total
+    monkeypatch.setenv("MLAAS4HEP_CACHE", str(tmp_path / "other"))
+    undisturbed = run("undisturbed", epochs=1)
+    assert after["rounds"] == undisturbed["rounds"]
+    assert len(after["rounds"]) == 20
+    assert after["final"] == undisturbed["final"]
+    assert "after each round" in (tmp_path / "killed" / "report.html").read_text()
 
 
 def test_a_changed_model_does_not_take_up_an_older_checkpoint(

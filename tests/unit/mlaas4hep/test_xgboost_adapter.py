@@ -12,7 +12,7 @@ import xgboost
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.training import xgboost_adapter
 from mlaas4hep.training.adapters import framework_of, load_adapter
-from mlaas4hep.training.contract import Task
+from mlaas4hep.training.contract import Progress, Task
 from mlaas4hep.training.metrics import macro_area
 from mlaas4hep.training.xgboost_adapter import XgboostAdapter
 from tests.unit.mlaas4hep.array_feed import ArrayFeed, blobs, hidden_by_absence, slope
@@ -115,8 +115,41 @@ def test_early_stopping_keeps_the_best_round() -> None:
     losses = [measures["validation_logloss"] for measures in adapter.rounds]
     best = int(np.argmin(losses))
     assert len(losses) == best + 6
-    assert native.get_booster().num_boosted_rounds() == best + 1
+    assert native.get_booster().num_boosted_rounds() == adapter.kept == best + 1
     assert adapter.evaluate(unseen.all())[0] == pytest.approx(min(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("more", "task"),
+    [
+        ({}, THREE),
+        ({"subsample": 0.5, "colsample_bytree": 0.7, "colsample_bynode": 0.7}, TWO),
+        ({"num_parallel_tree": 3, "subsample": 0.5}, TWO),
+        ({"booster": "dart", "rate_drop": 0.3}, TWO),
+        ({"n_estimators": 200, "eta": 0.5, "early_stopping_rounds": 12, "subsample": 0.8}, TWO),
+    ],
+)
+def test_boosting_that_was_cut_off_goes_on_to_the_same_trees(tmp_path: Path, more: dict[str, Any], task: Task) -> None:
+    native = {"max_depth": 3, "n_estimators": 25, "seed": 4, "nthread": 1} | more
+
+    def boosted(folder: Path, progress: Progress) -> XgboostAdapter:
+        adapter = XgboostAdapter(dict(native), task, Path("model.py"))
+        adapter.validation, adapter.checkpoints = blobs(classes=task.width, seed=2), folder
+        adapter.fit_epoch(blobs(classes=task.width), 0, progress)
+        return adapter
+
+    def cut_off(done: int) -> None:
+        if done > 0.09 * 600:
+            raise KeyboardInterrupt
+
+    told: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        boosted(tmp_path / "cut", lambda done: cut_off(done) if (tmp_path / "cut" / "epoch_0.ubj").exists() else None)
+    after = boosted(tmp_path / "cut", told.append)
+    undisturbed = boosted(tmp_path / "whole", lambda _: None)
+    assert len(told) < len(undisturbed.rounds)
+    assert after.native.save_raw("ubj") == undisturbed.native.save_raw("ubj")
+    assert after.rounds == undisturbed.rounds
 
 
 def test_early_stopping_needs_something_to_go_by() -> None:
@@ -175,6 +208,7 @@ def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
         (xgboost.XGBRanker(), TWO, "model returned XGBRanker"),
         (xgboost.XGBClassifier(tree_method="exact"), TWO, "tree_method='exact' needs all events in memory"),
         (xgboost.XGBClassifier(booster="gblinear"), TWO, "booster='gblinear' needs all events in memory"),
+        ({"n_estimators": 0}, TWO, "n_estimators=0 boosts nothing"),
         ({"objective": "binary:hinge"}, THREE, "gives no probabilities of 3 classes"),
         ({"objective": "rank:ndcg"}, TWO, "gives no probabilities of 2 classes"),
         ({"objective": "binary:logistic"}, VALUE, "tells classes apart"),
