@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mlaas4hep.data.formats import open_source
 from mlaas4hep.data.sources import Source
-from tests.integration.data_servers import lacking, nginx_server, xrootd_server
+from tests.debian import lacking
+from tests.integration.data_servers import PROGRAMS, nginx_server, xrootd_server
 
 COLLECTIONS, MEMBERS, CLUSTER = 8, 5, 20_000
 
@@ -62,7 +63,7 @@ def main() -> None:
     """Measure and print."""
     events = int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
-    if reason := lacking():
+    if reason := lacking(PROGRAMS):
         sys.exit(reason)
     with xrootd_server() as xrootd, nginx_server() as nginx:
         local = nginx.files / "events.root"
