@@ -47,6 +47,7 @@ def provision(user_home: Path, openstack_cloud: TestCloud) -> Iterator[Command]:
     yield command
     for left in json.loads(command("list", "--json")):
         command("delete", left["name"], "--yes")
+    command("gc", "--cloud", openstack_cloud.name, "--older-than=0", "--with-machines", "--yes")
 
 
 @pytest.fixture
