@@ -143,7 +143,7 @@ def test_killed_after_each_step_it_finishes_and_makes_nothing_twice(provision: C
     assert listing(openstack_cloud) == before
 
 
-@pytest.mark.parametrize("step", STEPS[:8])
+@pytest.mark.parametrize("step", STEPS[1:8:2])
 def test_what_a_kill_left_is_deleted(provision: Command, openstack_cloud: TestCloud, step: str):
     before = listing(openstack_cloud)
     killed(provision, step, "made", "create", "half", "--cloud", openstack_cloud.name, *SMALL)
