@@ -200,8 +200,8 @@ def loads() -> list[Load]:
         Load("raw event as tensors in JSON", infer, raw, 64),
         Load("raw event in JSON (events)", f"/v2/models/{MODEL}/events", json.dumps([event]).encode(), 1),
         Load("raw event in JSON (events)", f"/v2/models/{MODEL}/events", json.dumps([event]).encode(), 64),
-        Load("prepared, 1000 rows, binary", infer, body, 4, ROWS, ((header, str(length)),)),
-        Load("raw events, 1000, binary", infer, raw_body, 4, ROWS, ((header, str(raw_length)),)),
+        Load("prepared, 1000 rows, binary", infer, body, 16, ROWS, ((header, str(length)),)),
+        Load("raw events, 1000, binary", infer, raw_body, 16, ROWS, ((header, str(raw_length)),)),
         Load("TFaaS /json", "/json", tfaas, 100),
     ]
 
