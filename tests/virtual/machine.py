@@ -156,7 +156,6 @@ def _configure(root: Path, made: Path, settings: dict[str, bytes]) -> None:
         # QEMU's own, which asks this computer's
         "/etc/resolv.conf": b"nameserver 10.0.2.3\n",
         "/etc/systemd/network/wired.network": _NETWORK.encode(),
-        "/root/.ssh/authorized_keys": (made / "key.pub").read_bytes(),
     }
     for name, data in files.items():
         path = root / name.lstrip("/")
@@ -164,7 +163,9 @@ def _configure(root: Path, made: Path, settings: dict[str, bytes]) -> None:
         path.unlink(missing_ok=True)  # it may be a link to somewhere
         path.write_bytes(data)
         path.chmod(0o644)
-    (root / "root/.ssh").chmod(0o700)
+    keys = root / "root" / ".ssh"
+    keys.mkdir(mode=0o700)
+    shutil.copy(made / "key.pub", keys / "authorized_keys")
     for path in (root / "etc/ssh").glob("ssh_host_*"):
         path.unlink()
     shutil.copy(made / "host_key", root / "etc/ssh/ssh_host_ed25519_key")
