@@ -16,9 +16,10 @@ demo: machine-packages
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: locks/dev.txt pyproject.toml
+$(VENV)/.installed: locks/installer.txt locks/dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(PIP) install --require-hashes -r locks/dev.txt
+	$(BIN)/python $(PIP) install --require-hashes -r locks/installer.txt
+	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --no-deps --require-hashes -r locks/dev.txt
 	$(BIN)/python $(PIP) install '$(TORCH)'
 	$(BIN)/python $(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
@@ -43,13 +44,14 @@ test: setup machine-packages lint
 	PYTHONWARNINGS=ignore::FutureWarning $(BIN)/pytest --numprocesses 2
 
 # versions and hashes only: no address of any index goes into a lock file
-COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 lock: setup
-	$(COMPILE) --extra keras --extra service --output-file locks/platform.txt
-	$(COMPILE) --extra keras-gpu --extra service --constraints locks/platform.txt --output-file locks/platform-gpu.txt
-	$(COMPILE) --extra provision --extra data --constraints locks/platform.txt --output-file locks/laptop.txt
-	$(COMPILE) --extra provision --extra keras --extra jax --extra service --group dev --constraints locks/platform.txt --output-file locks/dev.txt
+	$(COMPILE) --group pyproject.toml:installer --output-file locks/installer.txt
+	$(COMPILE) pyproject.toml --extra keras --extra service --output-file locks/platform.txt
+	$(COMPILE) pyproject.toml --extra keras-gpu --extra service --constraints locks/platform.txt --output-file locks/platform-gpu.txt
+	$(COMPILE) pyproject.toml --extra provision --extra data --constraints locks/platform.txt --output-file locks/laptop.txt
+	$(COMPILE) pyproject.toml --extra provision --extra keras --extra jax --extra service --group dev --constraints locks/platform.txt --constraints locks/installer.txt --output-file locks/dev.txt
 
 clean:
 	rm -rf $(VENV) .demo dist .mypy_cache .ruff_cache .pytest_cache .ansible

@@ -42,6 +42,7 @@ def platform_variables(record: Record, framework: Framework) -> dict[str, Any]:
         "mlaas4hep_gpu": gpus > 0,
         "mlaas4hep_gpus": gpus,
         "slurm_gpus": gpus,
+        "mlaas4hep_installer": str(locks / "installer.txt"),
         "mlaas4hep_lock": str(locks / ("platform-gpu.txt" if gpus else "platform.txt")),
         "mlaas4hep_wheel": str(framework.wheel or ""),
         "mlaas4hep_version": framework.version,
@@ -72,16 +73,17 @@ def _service_variables(spec: PlatformSpec) -> dict[str, Any]:
 
 
 def _configuration_digest(variables: dict[str, Any], framework: Framework) -> str:
-    """Digest of roles, playbooks, lock, wheel and variables: when it is on the machine, there is nothing to do."""
+    """Digest of roles, playbooks, lock files, wheel and variables: when it is on the machine, there is nothing to do."""
     base = share()
     files = [p for d in ("playbooks", "roles") for p in sorted((base / d).rglob("*")) if p.is_file()]
-    lock = Path(variables["mlaas4hep_lock"])
+    paths = {"mlaas4hep_installer", "mlaas4hep_lock", "mlaas4hep_wheel"}
+    files += [Path(variables["mlaas4hep_installer"]), Path(variables["mlaas4hep_lock"])]
     wheel = digest_of([framework.wheel], framework.wheel.parent) if framework.wheel else framework.version
-    words = {k: v for k, v in variables.items() if k not in {"mlaas4hep_wheel", "mlaas4hep_lock"}}
+    words = {k: v for k, v in variables.items() if k not in paths}
     for name in ("mlaas4hep_policy", "mlaas4hep_issuer_ca", "web_proxy_certificate", "web_proxy_key"):
         if words.get(name):
             words[name] = digest_text(Path(words[name]).read_text(encoding="utf-8"))
-    return f"{digest_of([*files, lock], base)}-{wheel}-{digest_text(json.dumps(words, sort_keys=True))}"
+    return f"{digest_of(files, base)}-{wheel}-{digest_text(json.dumps(words, sort_keys=True))}"
 
 
 def digest_text(text: str) -> str:
