@@ -173,7 +173,11 @@ def test_an_endpoint_that_cannot_be_reached_is_told_until_it_can(relay: Callable
     for _ in range(3):
         with relayed.connect() as inside, pytest.raises(ConnectionResetError):
             inside.recv(1)
-    with socket.create_server(("127.0.0.1", port)) as server, relayed.connect() as inside, server.accept()[0] as outside:
+    with (
+        socket.create_server(("127.0.0.1", port)) as server,
+        relayed.connect() as inside,
+        server.accept()[0] as outside,
+    ):
         # what comes through shows that the relay, too, knows of the connection
         outside.sendall(b"x")
         assert inside.recv(1) == b"x"
