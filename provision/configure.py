@@ -73,7 +73,7 @@ def _service_variables(spec: PlatformSpec) -> dict[str, Any]:
 
 
 def _configuration_digest(variables: dict[str, Any], framework: Framework) -> str:
-    """Digest of roles, playbooks, lock files, wheel and variables: when it is on the machine, there is nothing to do."""
+    """Digest of all that decides what is on the machine: when it is there, there is nothing to do."""
     base = share()
     files = [p for d in ("playbooks", "roles") for p in sorted((base / d).rglob("*")) if p.is_file()]
     paths = {"mlaas4hep_installer", "mlaas4hep_lock", "mlaas4hep_wheel"}
