@@ -39,6 +39,7 @@ def platform_variables(record: Record, framework: Framework) -> dict[str, Any]:
         "platform_name": record.name,
         "platform_uid": record.uid,
         "base_expires_at": record.expires_at.strftime("%Y-%m-%d %H:%M:%S UTC") if record.expires_at else "",
+        "base_idle_seconds": int(record.spec.idle_stop.total_seconds()) if record.spec.idle_stop else 0,
         "mlaas4hep_gpu": gpus > 0,
         "mlaas4hep_gpus": gpus,
         "slurm_gpus": gpus,

@@ -61,6 +61,13 @@ def _duration(value: object) -> object:
     return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
+def _long_enough(value: timedelta | None) -> timedelta | None:
+    """The machine looks every five minutes; less would power it off while its user thinks."""
+    if value is not None and value < timedelta(minutes=15):
+        raise ValueError("idle_stop is less than 15m")
+    return value
+
+
 def _write_duration(value: timedelta | None) -> str | None:
     return None if value is None else f"{int(value.total_seconds() // 60)}m"
 
@@ -156,6 +163,7 @@ class PlatformSpec(BaseModel):
     network: str | None = None
     ports: tuple[Port, ...] = ()
     ttl: Duration = None
+    idle_stop: Annotated[Duration, AfterValidator(_long_enough)] = None
     jump: Annotated[str | None, Field(pattern=JUMP_PATTERN)] = None
     frameworks: tuple[Annotated[str, AfterValidator(_library)], ...] = ()
     mlaas4hep: str = ""

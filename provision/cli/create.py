@@ -28,6 +28,9 @@ def create(
     network: str | None = typer.Option(None, help="Name or id of a network.  [the project's own, or a new one]"),
     ports: list[int] | None = typer.Option(None, help="TCP port to open beside SSH; may be repeated."),
     ttl: str | None = typer.Option(None, help="Power the machine off after this time: 12h, 7d, 2w.  [never]"),
+    idle_stop: str | None = typer.Option(
+        None, help="Power the machine off when nobody has used it for this time: 2h, 1d.  [never]"
+    ),
     jump: str | None = typer.Option(
         None, metavar="USER@HOST[:PORT]", help="Jump host through which the machine is reached."
     ),
@@ -86,6 +89,7 @@ def create(
         "network": network,
         "ports": ports or None,
         "ttl": ttl,
+        "idle_stop": idle_stop,
         "jump": jump,
         "frameworks": framework or None,
         "mlaas4hep": mlaas4hep,
@@ -152,6 +156,8 @@ def show(plan: Plan) -> None:
         out.data(f"  {number:>2}. {step.title}")
     if spec.ttl:
         out.data(f"\nIt powers itself off {spec.ttl} after its creation; deleting stays yours.")
+    if spec.idle_stop:
+        out.data(f"\nIt powers itself off when nobody has used it for {spec.idle_stop}; `provision start` wakes it.")
 
 
 def as_data(plan: Plan) -> dict[str, Any]:
