@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +20,7 @@ from provision.errors import ProvisionError
 from provision.record import Access, Folder, write_private
 
 CONNECT_SECONDS = 5
+TUNNEL_SECONDS = 30
 LOST_CONNECTION = 255
 """Exit status of ssh itself when the connection fails."""
 
@@ -239,23 +241,34 @@ class Remote:
 
     @contextlib.contextmanager
     def tunnel(self, port: int) -> Iterator[int]:
-        """A port of this computer's loopback that leads to a port of the machine's, over a connection of its own.
+        """A port of this computer's loopback that leads to a port of the machine's; raises as `tunnels` does."""
+        with self.tunnels([port]) as tunnels:
+            yield tunnels.here[port]
 
-        Raises ConnectionLostError when the machine is not reached.
+    @contextlib.contextmanager
+    def tunnels(self, ports: Sequence[int]) -> Iterator[Tunnels]:
+        """Free ports of this computer's loopback that lead to ports of the machine's, over a connection of their own.
+
+        Raises ConnectionLostError when the machine is not reached within TUNNEL_SECONDS.
         """
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            here = int(probe.getsockname()[1])
+        here = dict(zip(ports, _free_ports(len(ports)), strict=True))
         options = ["-F", str(self.folder.ssh_config), "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes"]
-        words = ["ssh", *options, "-N", "-L", f"127.0.0.1:{here}:127.0.0.1:{port}", self.folder.name]
+        # a machine that went without a word is missed after a quarter of a minute
+        options += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
+        for there, mine in here.items():
+            options += ["-L", f"127.0.0.1:{mine}:127.0.0.1:{there}"]
+        words = ["ssh", *options, "-N", self.folder.name]
+        end = time.monotonic() + TUNNEL_SECONDS
         with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as ssh:
+            tunnels = Tunnels(self.folder.name, here, ssh)
             try:
-                while not _listens(here):
+                while not all(_listens(port) for port in here.values()):
                     if ssh.poll() is not None:
-                        assert ssh.stderr is not None  # noqa: S101  (asked for above)
-                        self._raise_for(LOST_CONNECTION, ssh.stderr.read(), words, check=True)
+                        self._raise_for(LOST_CONNECTION, tunnels.complaint(), words, check=True)
+                    if time.monotonic() > end:
+                        self._raise_for(LOST_CONNECTION, f"no answer in {TUNNEL_SECONDS} s", words, check=True)
                     time.sleep(0.05)
-                yield here
+                yield tunnels
             finally:
                 ssh.terminate()
 
@@ -269,6 +282,37 @@ class Remote:
             *(["--", shlex.join(words)] if words else []),
         ]
         return subprocess.run(command, check=False).returncode
+
+
+@dataclass(frozen=True)
+class Tunnels:
+    """Open tunnels to one machine; `here` has the port of this computer for each port of the machine's."""
+
+    name: str
+    here: dict[int, int]
+    process: subprocess.Popen[str]
+
+    def complaint(self) -> str:
+        """What ssh said on its standard error, once it has ended."""
+        return self.process.stderr.read() if self.process.stderr else ""
+
+    def wait(self) -> None:
+        """Wait for as long as the connection lasts; raises ConnectionLostError when it ends."""
+        self.process.wait()
+        reason = (self.complaint().strip().splitlines() or ["no reason given"])[-1].rstrip(".")
+        raise ConnectionLostError(
+            f"The connection to {self.name} has ended: {reason}.",
+            f"`provision show {self.name}` asks its cloud whether the machine still runs.",
+        )
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports of this computer's loopback that nothing listens at; all are held until the last one is found."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _listens(port: int) -> bool:

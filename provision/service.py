@@ -15,6 +15,14 @@ from provision.remote import Remote
 
 PORT = 8080
 """Where a platform's service listens, on its loopback only."""
+SERVED = {
+    PORT: ("service", "http"),
+    8081: ("inference", "http"),
+    8082: ("inference by gRPC", "grpc"),
+    8888: ("notebook", "http"),
+    443: ("web pages", "https"),
+}
+"""What a platform may serve: port -> what it is, scheme of its URL. A notebook is one that its user has started."""
 TOKEN = "/var/lib/mlaas4hep/token"  # noqa: S105  (the file that holds it)
 
 
@@ -30,11 +38,34 @@ def reached(record: Record, remote: Remote) -> Iterator[dict[str, str]]:
     if record.spec.domain:
         yield {"MLAAS4HEP_URL": f"https://{record.spec.domain}"}
         return
+    with token_file(remote) as token, remote.tunnel(PORT) as port:
+        yield {"MLAAS4HEP_URL": f"http://127.0.0.1:{port}", "MLAAS4HEP_TOKEN_FILE": str(token)}
+
+
+@contextmanager
+def token_file(remote: Remote) -> Iterator[Path]:
+    """A file, for this user only and as long as this is open, with the token of a personal platform's service.
+
+    Raises RemoteError when the platform has no such service.
+    """
     with tempfile.TemporaryDirectory(prefix="provision-") as private:
         token = Path(private) / "token"
         write_private(token, remote.run(["sudo", "cat", TOKEN]).encode())
-        with remote.tunnel(PORT) as port:
-            yield {"MLAAS4HEP_URL": f"http://127.0.0.1:{port}", "MLAAS4HEP_TOKEN_FILE": str(token)}
+        yield token
+
+
+def listening(remote: Remote) -> set[int]:
+    """The TCP ports at which something on the machine listens, as its kernel tells."""
+    ports = set()
+    for line in remote.run(["cat", "/proc/net/tcp", "/proc/net/tcp6"], check=False).splitlines():
+        words = line.split()
+        if len(words) > 3 and words[3] == _LISTENS:
+            ports.add(int(words[1].rpartition(":")[2], 16))
+    return ports
+
+
+_LISTENS = "0A"
+"""The state of a listening socket in /proc/net/tcp (Linux' include/net/tcp_states.h)."""
 
 
 def run_client(words: Sequence[str], environment: dict[str, str]) -> int:

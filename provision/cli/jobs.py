@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from provision.cli.context import connected, console
+from provision.cli.context import connected, console, open_platform
 from provision.errors import ProvisionError, UsageError
 
 _NAME = typer.Argument(help="Name of the platform.")
@@ -87,17 +87,42 @@ def logs(
     name: str = _NAME,
     job: str = _JOB,
     follow: bool = typer.Option(False, "--follow", "-f", help="Go on until the job ends."),
+    of_provision: bool = typer.Option(
+        False, "--provision", help="Show how the platform was made: steps, log of the roles, or the machine's console."
+    ),
 ) -> None:
-    """Show the log of a job."""
+    """Show the log of a job, or that of the platform's creation."""
     from provision import jobs as remote_jobs
 
     out = console()
+    if of_provision:
+        if job or follow:
+            raise UsageError("--provision shows no job.", f"Write `provision logs {name} --provision`.")
+        _provision_log(name)
+        return
     with connected(name) as remote:
         job = job or remote_jobs.newest(remote)
         if follow:
             _finish(name, remote_jobs.follow(remote, job, out.data))
         else:
             out.data(remote.run(["sudo", "mlaas4hep", "job", "logs", job]).rstrip("\n"))
+
+
+def _provision_log(name: str) -> None:
+    """The steps, and the newest log of the roles; before there is one, the end of the machine's console."""
+    out, opened = console(), open_platform(name)
+    for entry in opened.record.ledger:
+        taken = "" if entry.seconds is None else f" ({entry.seconds} s)"
+        out.data(f"{entry.at:%Y-%m-%d %H:%M:%S} {entry.state:<8} {entry.step}: {entry.resource or ''}{taken}")
+    logs = sorted(opened.folder.logs.glob("*.log"), key=lambda log: log.stat().st_mtime)
+    if not logs:
+        out.data("\nNo role has run yet. The console of the machine:")
+        out.data(opened.cloud.console(opened.platform).rstrip("\n") or "(its cloud shows none)")
+        return
+    out.data(f"\n{logs[-1]}:")
+    out.data(logs[-1].read_text(encoding="utf-8", errors="replace").rstrip("\n"))
+    if older := [str(log) for log in logs[:-1]]:
+        out.say(f"Older logs: {', '.join(older)}.")
 
 
 def cancel(name: str = _NAME, job: str = typer.Argument(help="Id of the job.")) -> None:
