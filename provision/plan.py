@@ -25,6 +25,9 @@ from provision.errors import ProvisionError, UsageError
 from provision.framework import find_framework, further_packages
 from provision.record import Folder, Home, Record, Resource, new_uid, now
 from provision.remote import (
+    AWAIT_CLOUD_INIT,
+    MAKE_HOST_KEY,
+    TAKE_HOST_KEY,
     ConnectionLostError,
     Remote,
     include_in_user_config,
@@ -35,7 +38,6 @@ from provision.remote import (
 from provision.spec import PlatformSpec
 
 SSH_SECONDS = 300
-_HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
 
 
 class Stage(Protocol):
@@ -85,6 +87,15 @@ class Plan:
         if not self.bare:
             steps.append(machine.configuration())
         return steps
+
+    def explain(self) -> str:
+        """The plan as a script of the cloud's own commands; raises UsageError for a cloud that has none."""
+        if self.resumed:
+            raise UsageError(
+                f"The platform {self.record.name} is there already, whole or in part.",
+                f"`provision show {self.record.name}` shows it; a new name can be explained.",
+            )
+        return self.cloud.explain(self.platform, self.offer, self.steps(lambda _: None))
 
     def execute(self, progress: Progress) -> Record:
         """Take every step that is not done yet; returns the record of the ready platform."""
@@ -240,14 +251,13 @@ class _MachineSteps:
         return Step("host-key", "host key of the machine's own", 2, self._find_host_key, self._make_host_key)
 
     def _wait_for_cloud_init(self) -> None:
-        """Until cloud-init has ended: on its way it writes host keys and restarts sshd, even after first contact."""
-        words = ["sh", "-c", "! command -v cloud-init >/dev/null || cloud-init status --wait >/dev/null"]
+        """Until cloud-init has ended, and the machine answers."""
         end = time.monotonic() + SSH_SECONDS
         while True:
             try:
                 with Remote(self.folder) as remote:
                     remote.wait(SSH_SECONDS, self._still_running)
-                    remote.run(words, check=False)
+                    remote.run(["sh", "-c", AWAIT_CLOUD_INIT], check=False)
                 return
             except ConnectionLostError:
                 if time.monotonic() > end:
@@ -260,14 +270,12 @@ class _MachineSteps:
 
     def _make_host_key(self) -> Resource:
         first = self.platform.host_public_key
-        uid, new = self.platform.uid, f"{_HOST_KEY}.next"
-        make = f'test -e {new} || ssh-keygen -q -t ed25519 -N "" -C "" -f {new}; cat {new}.pub'
-        take = f"mv {new} {_HOST_KEY} && mv {new}.pub {_HOST_KEY}.pub && systemctl reload ssh.service"
+        uid = self.platform.uid
         self._wait_for_cloud_init()
         with Remote(self.folder) as remote:
-            public = remote.run(["sudo", "sh", "-c", make]).strip()
+            public = remote.run(["sudo", "sh", "-c", MAKE_HOST_KEY]).strip()
             write_known_hosts(self.folder, uid, first, public)
-            remote.run(["sudo", "sh", "-c", take])
+            remote.run(["sudo", "sh", "-c", TAKE_HOST_KEY])
         write_known_hosts(self.folder, uid, public)
         with Remote(self.folder) as remote:
             remote.wait(SSH_SECONDS)

@@ -24,6 +24,18 @@ TUNNEL_SECONDS = 30
 LOST_CONNECTION = 255
 """Exit status of ssh itself when the connection fails."""
 
+_HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
+AWAIT_CLOUD_INIT = "! command -v cloud-init >/dev/null || cloud-init status --wait >/dev/null"
+"""On its way cloud-init writes host keys and restarts sshd, even after first contact. For sh on the machine."""
+MAKE_HOST_KEY = (
+    f'test -e {_HOST_KEY}.next || ssh-keygen -q -t ed25519 -N "" -C "" -f {_HOST_KEY}.next; cat {_HOST_KEY}.next.pub'
+)
+"""A new host key beside the present one; prints its public half. For root's sh on the machine."""
+TAKE_HOST_KEY = (
+    f"mv {_HOST_KEY}.next {_HOST_KEY} && mv {_HOST_KEY}.next.pub {_HOST_KEY}.pub && systemctl reload ssh.service"
+)
+"""Brings the new host key into force. For root's sh on the machine."""
+
 
 class ConnectionLostError(ProvisionError):
     """The machine could not be reached, or the connection broke."""

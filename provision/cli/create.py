@@ -68,6 +68,9 @@ def create(
     bare: bool = typer.Option(False, "--bare", help="The machine only: apply no roles."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan and end."),
+    explain: bool = typer.Option(
+        False, "--explain", help="Print the plan as a script of `openstack` commands that makes the same, and end."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print plan or record as JSON on standard output."),
 ) -> None:
     """Create a platform, or finish one that was interrupted.
@@ -112,6 +115,9 @@ def create(
     out = console()
     with home().folder(wanted.name).lock():
         plan = make_plan(wanted, home(), bare)
+        if explain:
+            out.data(plan.explain().rstrip("\n"))
+            return
         if dry_run:
             out.emit(as_data(plan)) if as_json else show(plan)
             return

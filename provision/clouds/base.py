@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from provision.errors import UsageError
 from provision.record import Access, Folder, Record, Resource
 from provision.spec import PlatformSpec
 
@@ -146,6 +147,14 @@ class Cloud(ABC):
     @abstractmethod
     def steps(self, platform: Platform, offer: Offer) -> list[Step]:
         """The ordered steps from nothing to a machine that boots."""
+
+    def explain(self, platform: Platform, offer: Offer, steps: Sequence[Step]) -> str:
+        """The steps as a script of the cloud's own commands, that makes the same; raises UsageError without such."""
+        del offer, steps
+        raise UsageError(
+            f"The cloud {platform.spec.cloud} has no commands of its own to explain the plan by.",
+            "--dry-run shows the plan.",
+        )
 
     @abstractmethod
     def access(self, platform: Platform) -> Access:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from provision.clouds import _explain
 from provision.clouds._marks import COLLECTIONS, HOST_KEY, found_platforms, mark, metadata, resource_name, tags
 from provision.clouds.base import LOGIN_USER, Choice, Cloud, Found, MachineState, Offer, Platform, Quota, Step
 from provision.clouds.flavors import SYSTEMS, Flavor, Image, flavor_choices, image_choices
@@ -305,6 +306,23 @@ class OpenStackCloud(Cloud):
         if values["external"]:
             plan.append(step("floating-ip", "floating IP", 3, self._find_address, self._make_address))
         return plan
+
+    def explain(self, platform: Platform, offer: Offer, steps: Sequence[Step]) -> str:
+        """See the contract."""
+        with explained(self.name):
+            user = str(self.conn.current_user_id)
+        subject = _explain.Subject(
+            platform=platform,
+            values=offer.values,
+            words=offer.facts,
+            user=user,
+            cloud=self.name,
+            region="",
+            rules=_rules(platform.spec),
+            subnet=PRIVATE_RANGE,
+            user_data=_user_data(_explain.with_placeholders(platform)),
+        )
+        return _explain.script(subject, steps)
 
     def _explained(self, call: Callable[..., Any], platform: Platform, values: dict[str, str]) -> Callable[[], Any]:
         def run() -> Any:
@@ -651,9 +669,11 @@ def _missing_rules(group: Any, spec: PlatformSpec) -> list[tuple[int, str]]:
         for rule in group.security_group_rules
         if rule["direction"] == "ingress" and rule["protocol"] == "tcp"
     }
-    return [
-        key for port in (22, *spec.open_ports) for family in ("IPv4", "IPv6") if (key := (port, family)) not in have
-    ]
+    return [rule for rule in _rules(spec) if rule not in have]
+
+
+def _rules(spec: PlatformSpec) -> list[tuple[int, str]]:
+    return [(port, family) for port in (22, *spec.open_ports) for family in ("IPv4", "IPv6")]
 
 
 def _user_data(platform: Platform) -> str:

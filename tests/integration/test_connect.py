@@ -88,7 +88,7 @@ def connected(provision: Command, *words: str, **environment: str) -> Iterator[t
             assert lines, process.communicate()[1]
             yield json.loads("".join(lines)), process
         finally:
-            process.kill()
+            process.terminate()
 
 
 def url(shown: Any, port: int) -> str:
