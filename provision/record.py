@@ -197,6 +197,11 @@ class Home:
         """What can be made again: root images of local machines, built wheels; `$PROVISION_CACHE` may name another."""
         return Path(os.environ.get("PROVISION_CACHE") or self.path / "cache")
 
+    @property
+    def prices(self) -> Path:
+        """The file that says what machines cost."""
+        return self.path / "prices.toml"
+
     def folder(self, name: str) -> Folder:
         """The folder of the platform of that name (it need not exist)."""
         return Folder(self.path / "platforms" / name)

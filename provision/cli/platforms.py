@@ -12,23 +12,42 @@ from provision.errors import ProvisionError, UsageError
 
 if TYPE_CHECKING:
     from provision.record import Record
+    from provision.usage import Prices, Status
 
 _NAME = typer.Argument(help="Name of the platform.")
+_MINUTE = "%Y-%m-%d %H:%M"
 _JSON = typer.Option(False, "--json", help="Print JSON on standard output.")
 
 
 def list_platforms(as_json: bool = _JSON) -> None:
-    """List the platforms of this computer's user. The state of each machine is what its cloud tells now."""
-    rows = []
-    for folder in home().folders():
-        record = folder.load()
-        rows.append({**_summary(record), "machine": _machine_state(record.name)})
+    """List the platforms of this computer's user.
+
+    The state of each machine is what its cloud tells now; since when it is idle, what the machine tells.
+    """
+    from provision.usage import read_prices, statuses
+
+    prices = read_prices(home().prices)
+    rows = [_row(status, prices) for status in statuses(home(), console().log)]
     if as_json:
         console().emit(rows)
     elif rows:
-        console().table([*rows[0]], [list(row.values()) for row in rows])
+        columns = [name for name in rows[0] if any(row[name] for row in rows)]
+        console().table(columns, [[row[name] for name in columns] for row in rows])
     else:
         console().say("There is no platform yet; `provision create NAME` makes one.")
+
+
+def _row(status: Status, prices: Prices) -> dict[str, str]:
+    hours = status.usage.hours
+    idle = f"since {status.idle_since:{_MINUTE}}" if status.idle_since else ""
+    return {
+        **_summary(status.record),
+        "machine": status.machine,
+        "since": f"{status.usage.since:{_MINUTE}}" if status.usage.since else "",
+        "idle": idle or (f"no: {status.busy}" if status.busy else ""),
+        "hours": "" if hours is None else f"{hours:.1f}",
+        "cost": prices.cost(status.record, hours),
+    }
 
 
 def _summary(record: Record) -> dict[str, str]:
@@ -40,28 +59,22 @@ def _summary(record: Record) -> dict[str, str]:
         "cloud": record.spec.cloud,
         "state": record.state,
         "address": record.access.host if record.access else "",
-        "created": record.created_at.strftime("%Y-%m-%d %H:%M"),
+        "created": f"{record.created_at:{_MINUTE}}",
         "expires": "never" if left is None else "expired" if left < timedelta() else f"in {left}",
     }
 
 
-def _machine_state(name: str) -> str:
-    try:
-        opened = open_platform(name)
-        return opened.cloud.state(opened.platform)
-    except ProvisionError as error:
-        console().log(str(error))
-        return "unknown"
-
-
 def show(name: str = _NAME, as_json: bool = _JSON) -> None:
     """Show a platform: state, address, all that was made for it."""
+    from provision.usage import read_prices, status_of
+
     opened = open_platform(name)
     record = opened.record
+    status = status_of(opened.folder, home(), console().log)
     if as_json:
-        console().emit({**record.model_dump(mode="json"), "machine": _machine_state(name)})
+        console().emit({**record.model_dump(mode="json"), "machine": status.machine})
         return
-    facts = {**_summary(record), "machine now": _machine_state(name), **record.facts}
+    facts = {name: word for name, word in _row(status, read_prices(home().prices)).items() if word} | record.facts
     for key, value in facts.items():
         console().data(f"{key:<{max(map(len, facts))}}  {value}")
     console().data("")

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from provision.errors import ProvisionError
@@ -162,6 +163,12 @@ class Process:
     parent: int
     start: int
     words: tuple[str, ...]
+
+    @property
+    def started_at(self) -> datetime:
+        """When it was started, to the second."""
+        booted = int(re.search(r"^btime (\d+)$", Path("/proc/stat").read_text(), re.MULTILINE)[1])  # type: ignore[index]
+        return datetime.fromtimestamp(booted + self.start // os.sysconf("SC_CLK_TCK"), UTC)
 
     @classmethod
     def read(cls, pid: int) -> Process | None:

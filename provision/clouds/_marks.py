@@ -28,6 +28,7 @@ COLLECTIONS = (
 )
 _DESCRIPTION = re.compile(r"provision ([a-z][a-z0-9-]{0,29}) ([0-9a-f]{10})")
 _NAME = re.compile(r"provision-([a-z][a-z0-9-]{0,29})-([0-9a-f]{10})")
+_UID = "provision-uid="
 _USER = "provision-user="
 _OWNER = "provision-owner="
 _WISHES = "provision_wishes_"
@@ -50,7 +51,7 @@ def tags(platform: Platform, user: str) -> list[str]:
     record = platform.record
     found = [
         "provision",
-        f"provision-uid={platform.uid}",
+        f"{_UID}{platform.uid}",
         f"provision-name={platform.name}",
         f"{_USER}{user}",
         f"{_OWNER}{record.owner}",
@@ -60,6 +61,11 @@ def tags(platform: Platform, user: str) -> list[str]:
     ]
     # a comma separates tags where they are searched for
     return [tag.replace(",", ";")[:_MOST_TAG] for tag in found]
+
+
+def is_tagged(resource: Any, platform: Platform) -> bool:
+    """Whether a network resource has its tags; a kill or a fault may have come between them and its creation."""
+    return f"{_UID}{platform.uid}" in (resource.tags or ())
 
 
 def metadata(platform: Platform, user: str) -> dict[str, str]:
@@ -94,7 +100,7 @@ class _Marked:
 
     def seen(self, at: Any) -> None:
         self.resources += 1
-        when = _time(at)
+        when = time_of(at)
         if when and (self.newest is None or when > self.newest):
             self.newest = when
 
@@ -163,7 +169,8 @@ def _wishes(facts: Mapping[str, Any]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _time(text: Any) -> datetime | None:
+def time_of(text: Any) -> datetime | None:
+    """A time as OpenStack writes it, UTC where it does not say; None where there is none."""
     try:
         when = datetime.fromisoformat(str(text))
     except ValueError:

@@ -129,6 +129,19 @@ class Found:
     host_key: str = ""
 
 
+@dataclass(frozen=True)
+class Usage:
+    """How long a machine has been used.
+
+    Attributes:
+        since: since when it runs; None when it does not, or where that is not told.
+        hours: how long it has run in all, None where that is not told.
+    """
+
+    since: datetime | None = None
+    hours: float | None = None
+
+
 class Cloud(ABC):
     """One cloud, region or computer that can hold platforms."""
 
@@ -179,6 +192,11 @@ class Cloud(ABC):
     @abstractmethod
     def stop(self, platform: Platform) -> None:
         """Stop the machine and return when the cloud says that it does not run any more."""
+
+    def usage(self, platform: Platform) -> Usage:
+        """How long the machine has run, as far as the cloud tells; nothing is known where it does not."""
+        del platform
+        return Usage()
 
     def platforms(self) -> list[Found]:
         """Every platform whose marks this cloud shows; none where the records are all that there is."""

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from provision.clouds import _computer, _container, _image, _network
-from provision.clouds.base import LOGIN_USER, Cloud, MachineState, Offer, Platform, Quota, Step
+from provision.clouds.base import LOGIN_USER, Cloud, MachineState, Offer, Platform, Quota, Step, Usage
 from provision.errors import ProvisionError, UsageError
 from provision.record import Access, Folder, Home, Record, Resource, write_private
 from provision.spec import Gpu, PlatformSpec
@@ -136,6 +136,11 @@ class LocalCloud(Cloud):
         if starting:
             return "starting"
         return "stopped" if local.find_root() else "missing"
+
+    def usage(self, platform: Platform) -> Usage:
+        """Since when the machine runs; this computer keeps no account of the time before."""
+        first = _container.init(_Local(self, platform).machine)
+        return Usage(first.started_at if first else None)
 
     def start(self, platform: Platform) -> None:
         """Start the machine; its network is made again where it is gone, as after a restart of this computer."""

@@ -8,18 +8,31 @@ ours, and nothing else is ever changed or removed.
 from __future__ import annotations
 
 import base64
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from provision.clouds import _explain
-from provision.clouds._marks import COLLECTIONS, HOST_KEY, found_platforms, mark, metadata, resource_name, tags
-from provision.clouds.base import LOGIN_USER, Choice, Cloud, Found, MachineState, Offer, Platform, Quota, Step
+from provision.clouds._marks import (
+    COLLECTIONS,
+    HOST_KEY,
+    found_platforms,
+    is_tagged,
+    mark,
+    metadata,
+    resource_name,
+    tags,
+)
+from provision.clouds._retry import API_SECONDS, PAUSES, insist
+from provision.clouds._usage import usage
+from provision.clouds.base import LOGIN_USER, Choice, Cloud, Found, MachineState, Offer, Platform, Quota, Step, Usage
 from provision.clouds.flavors import SYSTEMS, Flavor, Image, flavor_choices, image_choices
 from provision.errors import ProvisionError, UsageError
-from provision.record import Access, Resource
+from provision.record import Access, Resource, now
 from provision.redact import register
 from provision.share import share
 from provision.spec import PlatformSpec
@@ -29,6 +42,8 @@ REMOVE_SECONDS = 180
 POLL_SECONDS = 0.5
 PRIVATE_RANGE = "10.142.0.0/24"
 """Addresses of a network that is made for a platform; it stands alone behind its own router."""
+
+_log = logging.getLogger("provision")
 
 Limits = dict[str, tuple[int | None, int]]
 """Limit (None: unlimited) and present use of each quota; memory in MiB."""
@@ -61,7 +76,7 @@ def explained(cloud: str) -> Iterator[None]:
     except (keystone.ConnectFailure, keystone.DiscoveryFailure, keystone.RetriableConnectionFailure) as error:
         raise ProvisionError(
             f"The cloud {cloud!r} cannot be reached: {_words(error)}.",
-            "Check auth_url in clouds.yaml, your network or VPN, and whether the site is up.",
+            "Check auth_url in clouds.yaml, your network or VPN, and whether the site is up; then run it again.",
         ) from None
     except keystone.EndpointNotFound as error:
         raise ProvisionError(f"The cloud {cloud!r} lacks a service that is needed: {_words(error)}.") from None
@@ -86,15 +101,45 @@ def _words(error: Exception) -> str:
     )[:400]
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _insistent(
+    method: Callable[Concatenate[OpenStackCloud, P], T],
+) -> Callable[Concatenate[OpenStackCloud, P], T]:
+    """A method that may be called again as it is after a passing failure; what fails for good is explained."""
+
+    @wraps(method)
+    def run(self: OpenStackCloud, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.insist(lambda: method(self, *args, **kwargs))
+
+    return run
+
+
 class OpenStackCloud(Cloud):
-    """One entry of clouds.yaml."""
+    """One entry of clouds.yaml.
+
+    Args:
+        name: that entry.
+        pauses: seconds before each further attempt where the cloud fails passingly.
+    """
 
     kind = "openstack"
     host_key_in_user_data = True
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, pauses: tuple[float, ...] = PAUSES) -> None:
         self.name = name
+        self._pauses = pauses
         self._conn: Any = None
+
+    def insist(self, call: Callable[[], T], again: Callable[[], T] | None = None) -> T:
+        """Call, and after a passing failure call `again`, by default the same; see `_retry.insist`.
+
+        A cloud that was never reached is tried only once more: more often than not its address is wrong.
+        """
+        with explained(self.name):
+            return insist(self.name, call, again or call, self._pauses if self._conn else self._pauses[:1])
 
     @property
     def conn(self) -> Any:
@@ -117,6 +162,7 @@ class OpenStackCloud(Cloud):
                     "`--cloud local` makes the platform on this computer.",
                 )
             region = loader.get_one(cloud=self.name)
+            region.config["api_timeout"] = region.config.get("api_timeout") or API_SECONDS
             for key in ("password", "application_credential_secret", "access_token", "token"):
                 register(region.config.get("auth", {}).get(key))
             conn = openstack.connection.Connection(config=region, app_name="provision")
@@ -133,14 +179,14 @@ class OpenStackCloud(Cloud):
 
     # ------------------------------------------------------------------ checks
 
+    @_insistent
     def check(self, spec: PlatformSpec) -> Offer:
         """See the contract."""
-        with explained(self.name):
-            image, images = self._choose_image(spec)
-            network = self._choose_network(spec)
-            limits = self._limits()
-            flavor, flavors = self._choose_flavor(spec, image, limits)
-            quotas = _quotas(flavor, limits, network)
+        image, images = self._choose_image(spec)
+        network = self._choose_network(spec)
+        limits = self._limits()
+        flavor, flavors = self._choose_flavor(spec, image, limits)
+        quotas = _quotas(flavor, limits, network)
         if over := [quota for quota in quotas if quota.exceeded]:
             words = ", ".join(f"{q.name} {q.used} of {q.limit} used and {q.needed} more needed" for q in over)
             raise ProvisionError(
@@ -280,9 +326,26 @@ class OpenStackCloud(Cloud):
         """See the contract."""
         values = offer.values
 
-        def step(key: str, title: str, seconds: int, find: Callable[..., Any], make: Callable[..., Any]) -> Step:
+        def step(
+            key: str,
+            title: str,
+            seconds: int,
+            find: Callable[[Platform, dict[str, str]], Resource | None],
+            make: Callable[[Platform, dict[str, str]], Resource],
+        ) -> Step:
+            def make_again() -> Resource:
+                # what failed may have been done, or be done only now: the last look removes what is double
+                if found := find(platform, values):
+                    return found
+                made = make(platform, values)
+                return find(platform, values) or made
+
             return Step(
-                key, title, seconds, self._explained(find, platform, values), self._explained(make, platform, values)
+                key,
+                title,
+                seconds,
+                lambda: self.insist(lambda: find(platform, values)),
+                lambda: self.insist(lambda: make(platform, values), make_again),
             )
 
         plan = [
@@ -324,13 +387,6 @@ class OpenStackCloud(Cloud):
         )
         return _explain.script(subject, steps)
 
-    def _explained(self, call: Callable[..., Any], platform: Platform, values: dict[str, str]) -> Callable[[], Any]:
-        def run() -> Any:
-            with explained(self.name):
-                return call(platform, values)
-
-        return run
-
     def _find_keypair(self, platform: Platform, _: dict[str, str]) -> Resource | None:
         found = self.conn.compute.find_keypair(resource_name(platform), ignore_missing=True)
         return Resource(kind="key pair", id=found.name, name=found.name) if found else None
@@ -340,8 +396,10 @@ class OpenStackCloud(Cloud):
         return Resource(kind="key pair", id=made.name, name=made.name)
 
     def _find_group(self, platform: Platform, _: dict[str, str]) -> Resource | None:
-        found = self._ours("security_groups", platform)
-        return _resource("security group", found) if found and not _missing_rules(found, platform.spec) else None
+        found = self._only("security_groups", platform)
+        if found is None or _missing_rules(found, platform.spec) or not is_tagged(found, platform):
+            return None
+        return _resource("security group", found)
 
     def _make_group(self, platform: Platform, _: dict[str, str]) -> Resource:
         neutron = self.conn.network
@@ -361,48 +419,40 @@ class OpenStackCloud(Cloud):
         return self._tagged("security group", group, platform)
 
     def _find_network(self, platform: Platform, _: dict[str, str]) -> Resource | None:
-        found = self._ours("networks", platform)
-        return _resource("network", found) if found else None
+        return self._find_tagged("network", "networks", platform)
 
     def _make_network(self, platform: Platform, _: dict[str, str]) -> Resource:
-        made = self.conn.network.create_network(name=resource_name(platform), description=mark(platform))
-        return self._tagged("network", made, platform)
+        network = self._ours("networks", platform) or self.conn.network.create_network(
+            name=resource_name(platform), description=mark(platform)
+        )
+        return self._tagged("network", network, platform)
 
     def _find_subnet(self, platform: Platform, _: dict[str, str]) -> Resource | None:
-        found = self._ours("subnets", platform)
-        return _resource("subnet", found) if found else None
+        return self._find_tagged("subnet", "subnets", platform)
 
     def _make_subnet(self, platform: Platform, _: dict[str, str]) -> Resource:
-        network = self._needed("networks", platform)
-        made = self.conn.network.create_subnet(
+        subnet = self._ours("subnets", platform) or self.conn.network.create_subnet(
             name=resource_name(platform),
             description=mark(platform),
-            network_id=network.id,
+            network_id=self._needed("networks", platform).id,
             cidr=PRIVATE_RANGE,
             ip_version=4,
         )
-        return self._tagged("subnet", made, platform)
+        return self._tagged("subnet", subnet, platform)
 
     def _find_router(self, platform: Platform, _: dict[str, str]) -> Resource | None:
-        found = self._ours("routers", platform)
-        return _resource("router", found) if found else None
+        return self._find_tagged("router", "routers", platform)
 
     def _make_router(self, platform: Platform, values: dict[str, str]) -> Resource:
-        made = self.conn.network.create_router(
+        router = self._ours("routers", platform) or self.conn.network.create_router(
             name=resource_name(platform),
             description=mark(platform),
             external_gateway_info={"network_id": values["gateway"]},
         )
-        return self._tagged("router", made, platform)
+        return self._tagged("router", router, platform)
 
     def _find_interface(self, platform: Platform, _: dict[str, str]) -> Resource | None:
-        router, subnet = self._ours("routers", platform), self._ours("subnets", platform)
-        if not router or not subnet:
-            return None
-        for port in self.conn.network.ports(device_id=router.id):
-            if any(address["subnet_id"] == subnet.id for address in port.fixed_ips):
-                return Resource(kind="router interface", id=f"{router.id}/{subnet.id}", name=router.name)
-        return None
+        return next(iter(self._interfaces(platform)), None)
 
     def _make_interface(self, platform: Platform, _: dict[str, str]) -> Resource:
         router, subnet = self._needed("routers", platform), self._needed("subnets", platform)
@@ -410,33 +460,69 @@ class OpenStackCloud(Cloud):
         return Resource(kind="router interface", id=f"{router.id}/{subnet.id}", name=router.name)
 
     def _find_server(self, platform: Platform, _: dict[str, str]) -> Resource | None:
-        server = self._server(platform)
+        server = self._only_server(platform)
         return _resource("server", server) if server and server.status == "ACTIVE" else None
 
     def _make_server(self, platform: Platform, values: dict[str, str]) -> Resource:
-        server = self._server(platform)
+        server = self._only_server(platform)
         if server and server.status == "ERROR":
             self._remove_server(server.id)
             server = None
         if server is None:
-            network = values["network"] or self._needed("networks", platform).id
-            server = self.conn.compute.create_server(
-                name=platform.name,
-                flavor_id=values["flavor"],
-                image_id=values["image"],
-                key_name=resource_name(platform),
-                networks=[{"uuid": network}],
-                security_groups=[{"name": self._needed("security_groups", platform).id}],
-                metadata=metadata(platform, self.conn.current_user_id),
-                user_data=base64.b64encode(_user_data(platform).encode()).decode(),
-            )
-        elif server.status == "SHUTOFF":
+            server = self._create_server(platform, values)
+        elif server.status == "SHUTOFF" and not server.task_state:
             self.conn.compute.start_server(server)
-        return _resource("server", self._wait_for(server, "ACTIVE"))
+        try:
+            return _resource("server", self._wait_for(server, "ACTIVE"))
+        except _NotRunError as error:
+            return self._make_second_server(platform, values, server, error)
+
+    def _create_server(self, platform: Platform, values: dict[str, str]) -> Any:
+        return self.conn.compute.create_server(
+            name=platform.name,
+            flavor_id=values["flavor"],
+            image_id=values["image"],
+            key_name=resource_name(platform),
+            networks=[{"uuid": values["network"] or self._needed("networks", platform).id}],
+            security_groups=[{"name": self._needed("security_groups", platform).id}],
+            metadata=metadata(platform, self.conn.current_user_id),
+            user_data=base64.b64encode(_user_data(platform).encode()).decode(),
+        )
+
+    def _make_second_server(
+        self, platform: Platform, values: dict[str, str], first: Any, error: _NotRunError
+    ) -> Resource:
+        """Once more: with the next flavor that serves where no host has room for this one, else on whatever host.
+
+        Raises the first server's error when there is no other flavor, and leaves that server for the user to see.
+        """
+        if error.no_host:
+            flavor = self._next_flavor(platform, values)
+            if flavor is None:
+                raise error
+            record, before = platform.record, platform.record.facts.get("flavor", "").partition(" (")[0]
+            record.values["flavor"] = values["flavor"] = flavor.id
+            record.facts["flavor"] = f"{flavor.name} ({flavor}), as no host had room for {before}"
+            platform.folder.save(record)
+            how = f"with the flavor {flavor.name} ({flavor})"
+        else:
+            how = "with the same flavor"
+        _log.warning("%s Trying once more, %s.", error.message, how)
+        self._remove_server(first.id)
+        return _resource("server", self._wait_for(self._create_server(platform, values), "ACTIVE"))
+
+    def _next_flavor(self, platform: Platform, values: dict[str, str]) -> Flavor | None:
+        """The smallest flavor that serves and that the quota admits, but for the present one."""
+        image = _image(self.conn.image.get_image(values["image"]))
+        found = self.conn.compute.flavors(details=True, get_extra_specs=True)
+        others = [_flavor(flavor) for flavor in found if flavor.id != values["flavor"]]
+        limits = self._limits()
+        unaffordable = {f.id: words for f in others if (words := _over_quota(f, limits))}
+        return flavor_choices(others, platform.spec, image, unaffordable)[0]
 
     def _find_address(self, platform: Platform, _: dict[str, str]) -> Resource | None:
-        found = self._ours("ips", platform)
-        if found and found.port_id:
+        found = self._only("ips", platform)
+        if found and found.port_id and is_tagged(found, platform):
             return Resource(kind="floating IP", id=found.id, name=found.floating_ip_address)
         return None
 
@@ -444,33 +530,54 @@ class OpenStackCloud(Cloud):
         neutron = self.conn.network
         port = self._port(platform)
         address = self._ours("ips", platform)
-        if address:
-            address = neutron.update_ip(address, port_id=port.id)
-        else:
+        if address is None:
             address = neutron.create_ip(
                 floating_network_id=values["external"], port_id=port.id, description=mark(platform)
             )
+        elif address.port_id != port.id:
+            address = neutron.update_ip(address, port_id=port.id)
         made = self._tagged("floating IP", address, platform)
         return made.model_copy(update={"name": address.floating_ip_address})
 
     # ------------------------------------------------------------------ looking
 
+    @_insistent
     def access(self, platform: Platform) -> Access:
         """See the contract."""
-        with explained(self.name):
-            floating = self._ours("ips", platform)
-            if floating:
-                return Access(host=floating.floating_ip_address, user=LOGIN_USER)
-            fixed = self._port(platform).fixed_ips
-            host = next((a["ip_address"] for a in fixed if "." in a["ip_address"]), fixed[0]["ip_address"])
-            return Access(host=host, user=LOGIN_USER, jump=platform.spec.jump)
+        floating = self._ours("ips", platform)
+        if floating:
+            return Access(host=floating.floating_ip_address, user=LOGIN_USER)
+        fixed = self._port(platform).fixed_ips
+        host = next((a["ip_address"] for a in fixed if "." in a["ip_address"]), fixed[0]["ip_address"])
+        return Access(host=host, user=LOGIN_USER, jump=platform.spec.jump)
 
-    def _ours(self, collection: str, platform: Platform) -> Any:
-        """The network resource that bears the platform's mark, or None."""
+    def _all(self, collection: str, platform: Platform) -> list[Any]:
+        """The network resources of a kind that bear the platform's mark, first the one that belongs to it.
+
+        There are more only if a request came to its end after it had been given up, and repeated.
+        """
         found = getattr(self.conn.network, collection)(
             description=mark(platform), project_id=self.conn.current_project_id
         )
-        return next(iter(found), None)
+        return _first_of(found, platform)
+
+    def _ours(self, collection: str, platform: Platform) -> Any:
+        """The network resource that belongs to the platform, or None."""
+        return next(iter(self._all(collection, platform)), None)
+
+    def _only(self, collection: str, platform: Platform) -> Any:
+        """The same; what is double is removed, unless it is in use."""
+        from openstack import exceptions as sdk
+
+        found = self._all(collection, platform)
+        for extra in found[1:]:
+            with suppress(sdk.ConflictException):
+                getattr(self.conn.network, f"delete_{collection.removesuffix('s')}")(extra, ignore_missing=True)
+        return found[0] if found else None
+
+    def _find_tagged(self, kind: str, collection: str, platform: Platform) -> Resource | None:
+        found = self._only(collection, platform)
+        return _resource(kind, found) if found and is_tagged(found, platform) else None
 
     def _needed(self, collection: str, platform: Platform) -> Any:
         found = self._ours(collection, platform)
@@ -482,15 +589,18 @@ class OpenStackCloud(Cloud):
         return found
 
     def _servers(self, platform: Platform) -> list[Any]:
-        """All servers of the platform, oldest first: more than one only if a request was repeated after a kill."""
+        """All servers of the platform, first the one that belongs to it; see `_all`."""
         found = [
             server
             for server in self.conn.compute.servers(details=True, name=f"^{platform.name}$")
             if (server.metadata or {}).get("provision_uid") == platform.uid
         ]
-        return sorted(found, key=lambda server: str(server.created_at))
+        return _first_of(found, platform)
 
     def _server(self, platform: Platform) -> Any:
+        return next(iter(self._servers(platform)), None)
+
+    def _only_server(self, platform: Platform) -> Any:
         found = self._servers(platform)
         for extra in found[1:]:
             self._remove_server(extra.id)
@@ -503,47 +613,61 @@ class OpenStackCloud(Cloud):
             raise ProvisionError(f"{platform.name} has no server with a network port in the cloud {self.name!r}.")
         return port
 
+    @_insistent
     def discover(self, platform: Platform) -> list[Resource]:
         """See the contract."""
-        with explained(self.name):
-            values: dict[str, str] = {}
-            found = [self._find_keypair(platform, values)]
-            found += [self._marked(kind, collection, platform) for kind, collection in COLLECTIONS[:4]]
-            found.append(self._find_interface(platform, values))
-            found += [_resource("server", server) for server in self._servers(platform)]
-            found.append(self._marked(*COLLECTIONS[4], platform))
-            return [resource for resource in found if resource is not None]
+        pair = self._find_keypair(platform, {})
+        found = [pair] if pair else []
+        for kind, collection in COLLECTIONS[:4]:
+            found += [_resource(kind, one) for one in self._all(collection, platform)]
+        found += self._interfaces(platform)
+        found += [_resource("server", server) for server in self._servers(platform)]
+        return found + [_resource("floating IP", one) for one in self._all("ips", platform)]
 
-    def _marked(self, kind: str, collection: str, platform: Platform) -> Resource | None:
-        found = self._ours(collection, platform)
-        return _resource(kind, found) if found else None
+    def _interfaces(self, platform: Platform) -> list[Resource]:
+        """The platform's routers' interfaces in its subnets."""
+        subnets = {subnet.id for subnet in self._all("subnets", platform)}
+        return [
+            Resource(kind="router interface", id=f"{router.id}/{address['subnet_id']}", name=router.name)
+            for router in (self._all("routers", platform) if subnets else ())
+            for port in self.conn.network.ports(device_id=router.id)
+            for address in port.fixed_ips
+            if address["subnet_id"] in subnets
+        ]
 
+    @_insistent
     def platforms(self) -> list[Found]:
         """See the contract."""
-        with explained(self.name):
-            return found_platforms(self.conn)
+        return found_platforms(self.conn)
 
+    @_insistent
     def publish_host_key(self, platform: Platform, public_key: str) -> None:
         """See the contract."""
-        with explained(self.name):
-            server = self._server(platform)
-            if server is not None:
-                self.conn.compute.set_server_metadata(server, **{HOST_KEY: public_key})
+        server = self._server(platform)
+        if server is not None:
+            self.conn.compute.set_server_metadata(server, **{HOST_KEY: public_key})
 
+    @_insistent
     def state(self, platform: Platform) -> MachineState:
         """See the contract."""
-        with explained(self.name):
-            server = self._server(platform)
-            return _STATES.get(server.status, "error") if server else "missing"
+        server = self._server(platform)
+        return _STATES.get(server.status, "error") if server else "missing"
+
+    @_insistent
+    def usage(self, platform: Platform) -> Usage:
+        """See the contract."""
+        server = self._server(platform)
+        return usage(self.conn, server, now()) if server else Usage()
 
     def console(self, platform: Platform) -> str:
         """See the contract."""
+        from keystoneauth1 import exceptions as keystone
         from openstack import exceptions as sdk
 
         try:
             server = self._server(platform)
             log = self.conn.compute.get_server_console_output(server, length=40) if server else None
-        except sdk.SDKException:
+        except (sdk.SDKException, keystone.ClientException):
             return ""
         return str(log.get("output") or "") if log else ""
 
@@ -557,27 +681,26 @@ class OpenStackCloud(Cloud):
         """See the contract."""
         self._power(platform, "SHUTOFF", "stop_server")
 
+    @_insistent
     def _power(self, platform: Platform, status: str, verb: str) -> None:
-        with explained(self.name):
-            server = self._server(platform)
-            if server is None:
-                raise ProvisionError(f"{platform.name} has no server in the cloud {self.name!r} any more.")
-            if server.status != status:
+        server = self._server(platform)
+        if server is None:
+            raise ProvisionError(f"{platform.name} has no server in the cloud {self.name!r} any more.")
+        if server.status != status:
+            # a server with a task is on its way already: an answer was lost, or somebody else has asked for it
+            if not server.task_state:
                 getattr(self.conn.compute, verb)(server)
-                self._wait_for(server, status)
+            self._wait_for(server, status)
 
     def _wait_for(self, server: Any, status: str) -> Any:
         end = time.monotonic() + BOOT_SECONDS
+        identity = server.id
         while True:
-            server = self.conn.compute.get_server(server.id)
+            server = self.insist(lambda: self.conn.compute.get_server(identity))
             if server.status == status:
                 return server
             if server.status == "ERROR":
-                fault = (getattr(server, "fault", None) or {}).get("message", "no reason given")
-                raise ProvisionError(
-                    f"The cloud {self.name!r} could not run the server {server.name}: {' '.join(str(fault).split())}.",
-                    "Run the same command again (it makes the server anew), or delete the platform.",
-                )
+                raise _NotRunError(self.name, server)
             if time.monotonic() > end:
                 raise ProvisionError(
                     f"The server {server.name} is still {server.status} after {BOOT_SECONDS} s.",
@@ -585,10 +708,10 @@ class OpenStackCloud(Cloud):
                 )
             time.sleep(POLL_SECONDS)
 
+    @_insistent
     def remove(self, platform: Platform, resource: Resource) -> None:
         """See the contract."""
-        with explained(self.name):
-            self._removers()[resource.kind](resource.id)
+        self._removers()[resource.kind](resource.id)
 
     def _removers(self) -> dict[str, Callable[[str], None]]:
         neutron = self.conn.network
@@ -638,6 +761,24 @@ class OpenStackCloud(Cloud):
     def _tagged(self, kind: str, made: Any, platform: Platform) -> Resource:
         self.conn.network.set_tags(made, tags(platform, self.conn.current_user_id))
         return _resource(kind, made)
+
+
+class _NotRunError(ProvisionError):
+    """A server that the cloud could not run; `no_host` tells that none had room for its flavor."""
+
+    def __init__(self, cloud: str, server: Any) -> None:
+        fault = " ".join(str((server.fault or {}).get("message") or "no reason given").split()).rstrip(".")
+        super().__init__(
+            f"The cloud {cloud!r} could not run the server {server.name}: {fault}.",
+            "Run the same command again (it makes the server anew), or delete the platform.",
+        )
+        self.no_host = "no valid host" in fault.lower()
+
+
+def _first_of(found: Iterator[Any] | list[Any], platform: Platform) -> list[Any]:
+    """First the resource that the ledger knows, else the oldest, as a creation that is repeated would go on with it."""
+    known = {entry.resource.id for entry in platform.record.ledger if entry.resource}
+    return sorted(found, key=lambda one: (one.id not in known, str(one.created_at), str(one.id)))
 
 
 def _until_gone(delete: Callable[[], object], get: Callable[[], object]) -> None:

@@ -1,0 +1,35 @@
+"""How long a server has run, of what Nova notes of every action on it.
+
+A machine that powers itself off is noted, too: Nova finds it off and stops it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from provision.clouds._marks import time_of
+from provision.clouds.base import Usage
+
+_ENDS = {"stop", "shelve", "shelveOffload", "suspend", "pause", "delete"}
+_BEGINS = {"start", "unshelve", "resume", "unpause", "restore", "rebuild"}
+
+
+def usage(conn: Any, server: Any, at: datetime) -> Usage:
+    """Since when the server runs and for how many hours it has run until `at`."""
+    began = time_of(getattr(server, "launched_at", None))
+    if began is None:
+        return Usage(hours=0.0)
+    actions = sorted((when, a.action) for a in conn.compute.server_actions(server) if (when := time_of(a.start_time)))
+    total, since = timedelta(), began
+    running: datetime | None = since
+    for when, action in actions:
+        if action in _ENDS and running is not None:
+            total, running = total + max(when - running, timedelta()), None
+        elif action in _BEGINS and running is None:
+            running = when
+    if running is not None and server.status == "ACTIVE":
+        total += max(at - running, timedelta())
+    else:
+        running = None
+    return Usage(running, total / timedelta(hours=1))
