@@ -11,15 +11,15 @@ import getpass
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from provision import __version__
 from provision.clouds import open_cloud
-from provision.clouds.base import Cloud, Offer, Platform, Step
+from provision.clouds.base import Choice, Cloud, Offer, Platform, Step
 from provision.configure import MARKER, platform_variables, run_playbook
 from provision.errors import ProvisionError, UsageError
 from provision.framework import find_framework, further_packages
@@ -133,21 +133,33 @@ class Plan:
 
 
 def make_plan(spec: PlatformSpec, home: Home, bare: bool = False) -> Plan:
-    """Plan a platform: a new one after all checks, or the rest of one whose creation was interrupted.
+    """Plan a platform on one cloud, see `plan_among`."""
+    return plan_among([spec], home, bare)
 
-    Raises UsageError when the name is taken by a platform with other wishes, and whatever the cloud's checks find.
+
+def plan_among(specs: Sequence[PlatformSpec], home: Home, bare: bool = False) -> Plan:
+    """Plan a platform: a new one on the first cloud that serves, or the rest of one whose creation was interrupted.
+
+    Args:
+        specs: the same wishes for each cloud, in the order in which the clouds are asked (`spec.make_specs`).
+        home: where records are.
+        bare: whether the machine is left without roles.
+
+    Raises UsageError when a cloud is not known, or the name is taken by a platform with other wishes; for one cloud
+    whatever its checks find, for several ProvisionError with what each said.
     """
-    folder = home.folder(spec.name)
-    cloud = open_cloud(spec.cloud, home)
+    folder = home.folder(specs[0].name)
     if folder.record_file.exists():
         record = folder.load()
+        spec = next((spec for spec in specs if spec.cloud == record.spec.cloud), specs[0])
         _same_wishes(record, spec)
+        cloud = open_cloud(spec.cloud, home)
         offer = Offer(facts=record.facts, values=record.values)
         return Plan(cloud, Platform(record, folder), home.cache, offer, bare, resumed=True)
     if not bare:
-        find_framework(spec.mlaas4hep, home.cache)
-        further_packages(spec.frameworks)
-    offer = cloud.check(spec)
+        find_framework(specs[0].mlaas4hep, home.cache)
+        further_packages(specs[0].frameworks)
+    cloud, spec, offer = _first_that_serves(specs, home)
     record = Record(
         name=spec.name,
         uid=new_uid(),
@@ -159,6 +171,32 @@ def make_plan(spec: PlatformSpec, home: Home, bare: bool = False) -> Plan:
         expires_at=now() + spec.ttl if spec.ttl else None,
     )
     return Plan(cloud, Platform(record, folder), home.cache, offer, bare, resumed=False)
+
+
+def _first_that_serves(specs: Sequence[PlatformSpec], home: Home) -> tuple[Cloud, PlatformSpec, Offer]:
+    """The first cloud whose checks pass; its offer tells what became of the others."""
+    clouds = [open_cloud(spec.cloud, home) for spec in specs]
+    if len(clouds) == 1:
+        return clouds[0], specs[0], clouds[0].check(specs[0])
+    for cloud in clouds:
+        cloud.ensure_known()
+    refused: list[Choice] = []
+    for cloud, spec in zip(clouds, specs, strict=True):
+        try:
+            offer = cloud.check(spec)
+        except ProvisionError as error:
+            refused.append(Choice("cloud", spec.cloud, "", error.message))
+            continue
+        taken = Choice("cloud", spec.cloud, next(iter(offer.facts.values()), ""), "the first that serves", True)
+        rest = [
+            Choice("cloud", later.cloud, "", f"not asked: {spec.cloud} serves") for later in specs[len(refused) + 1 :]
+        ]
+        return cloud, spec, replace(offer, choices=(*refused, taken, *rest, *offer.choices))
+    raise ProvisionError(
+        f"None of the clouds {', '.join(spec.cloud for spec in specs)} serves.",
+        "Ask for less, or name another cloud.",
+        details="\n".join(f"{choice.name}: {choice.verdict}" for choice in refused),
+    )
 
 
 def _same_wishes(record: Record, spec: PlatformSpec) -> None:

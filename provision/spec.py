@@ -137,9 +137,9 @@ def _gpu(value: object) -> object:
 class PlatformSpec(BaseModel):
     """The wishes for one platform. Sizes are in gigabytes (2**30 bytes).
 
-    `cloud` is `local`, `ssh:USER@HOST[:PORT]` or an entry of clouds.yaml. `jump` is an OpenSSH jump host
-    (`USER@HOST[:PORT]`). `frameworks` names machine-learning frameworks that the platform must have: of LIBRARIES, or
-    paths of their wheels on this computer. `mlaas4hep` is the MLaaS4HEP that is installed: empty for the one that this
+    `cloud` is `local`, `ssh:USER@HOST[:PORT]` or an entry of clouds.yaml, `NAME` or `NAME/REGION`. `jump` is an OpenSSH
+    jump host (`USER@HOST[:PORT]`). `frameworks` names machine-learning frameworks that the platform must have: of
+    LIBRARIES, or paths of their wheels on this computer. `mlaas4hep` is the MLaaS4HEP that is installed: empty for the one that this
     toolkit came with, else a released version or the path of a wheel.
 
     `service` is `personal`, for one user who reaches it over SSH, or `shared`: under `domain`, for whoever has a token
@@ -225,6 +225,22 @@ def make_spec(wishes: dict[str, Any]) -> PlatformSpec:
         return PlatformSpec.model_validate(wishes, context=_WISHED)
     except ValidationError as error:
         raise UsageError(f"The platform cannot be described: {_sentence(error)}", _REMEDY) from None
+
+
+def make_specs(wishes: dict[str, Any]) -> list[PlatformSpec]:
+    """The specs for a platform on the first cloud that serves, in that order: `cloud` may be a list, or have commas.
+
+    Raises UsageError that names each wrong field.
+    """
+    named = wishes.get("cloud", PlatformSpec.model_fields["cloud"].default)
+    clouds = named.split(",") if isinstance(named, str) else named
+    if (
+        not isinstance(clouds, list)
+        or not all(isinstance(cloud, str) and cloud.strip() for cloud in clouds)
+        or not clouds
+    ):
+        raise UsageError(f"{named!r} names no clouds.", "Write cloud: NAME, NAME/REGION, or several in their order.")
+    return [make_spec({**wishes, "cloud": cloud}) for cloud in dict.fromkeys(cloud.strip() for cloud in clouds)]
 
 
 def read_duration(text: str) -> timedelta:

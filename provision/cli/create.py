@@ -19,7 +19,11 @@ def create(
     spec: Path | None = typer.Option(
         None, "--spec", "-f", help="YAML file with the fields below; options win over it."
     ),
-    cloud: str | None = typer.Option(None, help="local, ssh:USER@HOST[:PORT], or an entry of clouds.yaml.  [local]"),
+    cloud: str | None = typer.Option(
+        None,
+        help="local, ssh:USER@HOST[:PORT], or NAME[/REGION] of clouds.yaml; of several, with commas between them, the"
+        " first that serves.  [local]",
+    ),
     cpus: int | None = typer.Option(None, help="CPUs at least.  [2]"),
     memory: str | None = typer.Option(None, help="Memory at least, for instance 8GB.  [4GB]"),
     disk: str | None = typer.Option(None, help="Disk at least.  [20GB]"),
@@ -77,8 +81,8 @@ def create(
 
     Shows what will be made, which flavor and image were chosen and why, and the quota; asks once.
     """
-    from provision.plan import make_plan
-    from provision.spec import make_spec, read_spec
+    from provision.plan import plan_among
+    from provision.spec import make_specs, read_spec
 
     wishes = read_spec(spec) if spec else {}
     given = {
@@ -111,10 +115,11 @@ def create(
     wishes |= {field: value for field, value in given.items() if value is not None}
     if "name" not in wishes:
         raise UsageError("The platform has no name.", "Write `provision create NAME`, or a name in the spec file.")
-    wanted = make_spec(wishes)
+    specs = make_specs(wishes)
+    wanted = specs[0]
     out = console()
     with home().folder(wanted.name).lock():
-        plan = make_plan(wanted, home(), bare)
+        plan = plan_among(specs, home(), bare)
         if explain:
             out.data(plan.explain().rstrip("\n"))
             return

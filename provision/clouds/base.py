@@ -149,6 +149,9 @@ class Cloud(ABC):
     host_key_in_user_data = False
     """True when the first host key was handed over through the cloud, so that the machine has to make another."""
 
+    def ensure_known(self) -> None:  # noqa: B027  (most clouds are where their name says)
+        """Raise UsageError when the user's configuration knows no such cloud; nothing is asked of the cloud."""
+
     @abstractmethod
     def check(self, spec: PlatformSpec) -> Offer:
         """Check credentials, quota and requirements; choose. Writes nothing.

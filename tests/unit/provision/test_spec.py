@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from provision.errors import UsageError
-from provision.spec import Gpu, PlatformSpec, make_spec, read_spec
+from provision.spec import Gpu, PlatformSpec, make_spec, make_specs, read_spec
 
 
 @pytest.mark.parametrize(
@@ -124,3 +124,18 @@ def test_specs_that_differ_tell_in_what():
     one, other = make_spec({"name": "p"}), make_spec({"name": "p", "cpus": 8, "gpu": "T4"})
     assert one.differences(other) == ["cpus", "gpu"]
     assert one.digest() != other.digest()
+
+
+@pytest.mark.parametrize("cloud", ["a, b/RegionTwo,a", ["a", " b/RegionTwo "]])
+def test_clouds_are_alternatives_in_their_order(cloud: object):
+    assert [spec.cloud for spec in make_specs({"name": "p", "cloud": cloud})] == ["a", "b/RegionTwo"]
+
+
+def test_without_a_cloud_it_is_this_computer():
+    assert make_specs({"name": "p"}) == [make_spec({"name": "p"})]
+
+
+@pytest.mark.parametrize("cloud", ["", "a,,b", [], ["a", 1], {"a": "b"}, None])
+def test_clouds_without_a_name_are_a_mistake(cloud: object):
+    with pytest.raises(UsageError, match="names no clouds"):
+        make_specs({"name": "p", "cloud": cloud})
