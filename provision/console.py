@@ -35,15 +35,18 @@ class Stage:
 
 
 class _ToLog(logging.Handler):
-    """Warnings of libraries go to the log file, not between the lines of progress."""
+    """Warnings of the toolkit are shown; those of libraries go to the log file, not between the lines of progress."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.WARNING)
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
-        self._console.log(f"{record.name}: {record.getMessage()}")
+        """Show or write one record."""
+        if record.name == "provision":
+            self._console.say(f"  {record.getMessage()}")
+        else:
+            self._console.log(f"{record.name}: {record.getMessage()}")
 
 
 class Console:
