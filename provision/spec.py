@@ -139,8 +139,8 @@ class PlatformSpec(BaseModel):
 
     `cloud` is `local`, `ssh:USER@HOST[:PORT]` or an entry of clouds.yaml, `NAME` or `NAME/REGION`. `jump` is an OpenSSH
     jump host (`USER@HOST[:PORT]`). `frameworks` names machine-learning frameworks that the platform must have: of
-    LIBRARIES, or paths of their wheels on this computer. `mlaas4hep` is the MLaaS4HEP that is installed: empty for the one that this
-    toolkit came with, else a released version or the path of a wheel.
+    LIBRARIES, or paths of their wheels on this computer. `mlaas4hep` is the MLaaS4HEP that is installed: empty for the
+    one that this toolkit came with, else a released version or the path of a wheel.
 
     `service` is `personal`, for one user who reaches it over SSH, or `shared`: under `domain`, for whoever has a token
     of the OpenID Connect issuer `iam` for `client_id`, as the file `policy` allows. Its certificate is from an ACME CA,
