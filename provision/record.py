@@ -173,15 +173,20 @@ class Folder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Exclude other commands on this platform, on this computer; waits, and says so."""
+        """Exclude other commands on this platform, on this computer; waits, and says for which one."""
         locks = self.path.parent.parent / "locks"
         locks.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (locks / self.name).open("w") as handle:
+        with (locks / self.name).open("a+", encoding="utf-8") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"Waiting for another command on {self.name} ...", file=sys.stderr, flush=True)
+                handle.seek(0)
+                holder = handle.read(200) or "it has just begun"
+                print(f"Waiting for another command on {self.name} ({holder}) ...", file=sys.stderr, flush=True)
                 fcntl.flock(handle, fcntl.LOCK_EX)
+            handle.truncate(0)
+            handle.write(f"{' '.join([Path(sys.argv[0]).name, *sys.argv[1:2]])}, process {os.getpid()}")
+            handle.flush()
             yield
 
 

@@ -108,8 +108,8 @@ def start(name: str = _NAME) -> None:
     from provision.plan import SSH_SECONDS, connect
     from provision.remote import Remote
 
-    opened = open_platform(name)
-    with opened.folder.lock():
+    with home().folder(name).lock():
+        opened = open_platform(name)
         with console().stage(f"starting {name}"):
             opened.cloud.start(opened.platform)
         with console().stage("verified SSH connection"):
@@ -120,9 +120,10 @@ def start(name: str = _NAME) -> None:
 
 def stop(name: str = _NAME) -> None:
     """Stop a platform's machine. Its disk and its address are kept."""
-    opened = open_platform(name)
-    with opened.folder.lock(), console().stage(f"stopping {name}"):
-        opened.cloud.stop(opened.platform)
+    with home().folder(name).lock():
+        opened = open_platform(name)
+        with console().stage(f"stopping {name}"):
+            opened.cloud.stop(opened.platform)
 
 
 def delete(
