@@ -318,6 +318,16 @@ class Tunnels:
         )
 
 
+def has_route(host: str) -> bool:
+    """True when this computer has a route to the address (IPv4 or IPv6); nothing is sent."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 22))
+        except OSError:
+            return False
+        return True
+
+
 def _free_ports(count: int) -> list[int]:
     """Ports of this computer's loopback that nothing listens at; all are held until the last one is found."""
     with contextlib.ExitStack() as held:

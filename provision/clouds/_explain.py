@@ -142,6 +142,7 @@ def _server(subject: Subject) -> list[str]:
         '--network "$network"',
         '--security-group "$group"',
         '--user-data "$keys/user-data.yaml"',
+        *(["--use-config-drive"] if values.get("ipv6_only") else []),
         *(f"--property {shlex.quote(f'{key}={value}')}" for key, value in wishes.items()),
         '-f value -c id "$name")',
     ]

@@ -34,6 +34,7 @@ from provision.clouds.flavors import SYSTEMS, Flavor, Image, flavor_choices, ima
 from provision.errors import ProvisionError, UsageError
 from provision.record import Access, Resource, now
 from provision.redact import register
+from provision.remote import has_route
 from provision.share import share
 from provision.spec import PlatformSpec
 
@@ -273,11 +274,15 @@ class OpenStackCloud(Cloud):
                 names = _list(n.name for n in neutron.networks())
                 raise ProvisionError(f"The cloud {self.name!r} has no network {spec.network!r}.", f"It has: {names}.")
             if network.is_router_external:
-                return _network("direct", network.id, "", f"{network.name}, with an address of its own")
+                families = self._families(network)
+                words = f"{network.name}, with an {'IPv6 address' if families == {6} else 'address'} of its own"
+                return _network("direct", network.id, "", words, ipv6_only=families == {6})
             return self._behind(network, spec)
         own = neutron.networks(project_id=self.conn.current_project_id, is_router_external=False)
         for network in sorted(own, key=lambda n: str(n.created_at)):
-            if not (network.description or "").startswith("provision ") and (external := self._way_out(network)):
+            if (network.description or "").startswith("provision ") or 4 not in self._families(network):
+                continue
+            if external := self._way_out(network):
                 return self._reached(network, external, spec)
         external = self._external_network()
         if spec.jump:
@@ -296,9 +301,24 @@ class OpenStackCloud(Cloud):
         return self._reached(network, external, spec)
 
     def _reached(self, network: Any, external: Any, spec: PlatformSpec) -> dict[str, str]:
+        families = self._families(network)
+        if not families:
+            raise ProvisionError(
+                f"The network {network.name} has no subnet: the machine would have no address.",
+                "Make a subnet in it, or name another network.",
+            )
         if spec.jump:
-            return _network("shared", network.id, "", f"{network.name}, reached through {spec.jump}")
-        return _network("shared", network.id, external.id, f"{network.name}, with a floating IP of {external.name}")
+            words = f"{network.name}{', with an IPv6 address' if 6 in families else ''}, reached through {spec.jump}"
+            return _network("shared", network.id, "", words, ipv6_only=families == {6})
+        if families == {6}:
+            words = f"{network.name}, with an IPv6 address of its own, routed through {external.name}"
+            return _network("direct", network.id, "", words, ipv6_only=True)
+        words = f"{network.name}, with a floating IP of {external.name}" + (" and IPv6" if 6 in families else "")
+        return _network("shared", network.id, external.id, words)
+
+    def _families(self, network: Any) -> set[int]:
+        """The versions of IP that the network's subnets have; those of an external network are often not shown."""
+        return {subnet.ip_version for subnet in self.conn.network.subnets(network_id=network.id)}
 
     def _way_out(self, network: Any) -> Any:
         """The external network that a router joins this network to, or None."""
@@ -487,6 +507,8 @@ class OpenStackCloud(Cloud):
             security_groups=[{"name": self._needed("security_groups", platform).id}],
             metadata=metadata(platform, self.conn.current_user_id),
             user_data=base64.b64encode(_user_data(platform).encode()).decode(),
+            # most images ask for it by IPv4 only
+            **({"config_drive": True} if values.get("ipv6_only") else {}),
         )
 
     def _make_second_server(
@@ -547,9 +569,10 @@ class OpenStackCloud(Cloud):
         floating = self._ours("ips", platform)
         if floating:
             return Access(host=floating.floating_ip_address, user=LOGIN_USER)
-        fixed = self._port(platform).fixed_ips
-        host = next((a["ip_address"] for a in fixed if "." in a["ip_address"]), fixed[0]["ip_address"])
-        return Access(host=host, user=LOGIN_USER, jump=platform.spec.jump)
+        # IPv4 first; a machine behind a jump host is not reached from here, whatever routes this computer has
+        hosts = sorted((a["ip_address"] for a in self._port(platform).fixed_ips), key=lambda host: ":" in host)
+        routed = hosts if platform.spec.jump else [host for host in hosts if has_route(host)]
+        return Access(host=(routed or hosts)[0], user=LOGIN_USER, jump=platform.spec.jump)
 
     def _all(self, collection: str, platform: Platform) -> list[Any]:
         """The network resources of a kind that bear the platform's mark, first the one that belongs to it.
@@ -855,8 +878,11 @@ def _quotas(flavor: Flavor, limits: Limits, network: dict[str, str]) -> list[Quo
     return [Quota(name, *limits[name], count) for name, count in needed.items()]
 
 
-def _network(mode: str, network: str, external: str, words: str, gateway: str = "") -> dict[str, str]:
-    return {"mode": mode, "network": network, "external": external, "words": words, "gateway": gateway}
+def _network(
+    mode: str, network: str, external: str, words: str, gateway: str = "", ipv6_only: bool = False
+) -> dict[str, str]:
+    found = {"mode": mode, "network": network, "external": external, "words": words, "gateway": gateway}
+    return found | ({"ipv6_only": "yes"} if ipv6_only else {})
 
 
 def _resource(kind: str, found: Any) -> Resource:

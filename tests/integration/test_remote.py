@@ -17,6 +17,7 @@ from provision.remote import (
     ConnectionLostError,
     Remote,
     RemoteError,
+    has_route,
     home_path,
     include_in_user_config,
     make_key,
@@ -123,6 +124,31 @@ def test_a_jump_host_leads_to_the_machine(folder: Folder, sshd: Sshd, tmp_path: 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("127.0.0.1 ")
+
+
+def test_an_ipv6_address_is_reached_directly_and_through_a_jump_host(
+    folder: Folder, sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if not has_route("::1"):
+        pytest.skip("this computer has no IPv6")
+    programs, real = tmp_path / "bin", shutil.which("ssh")
+    programs.mkdir()
+    (tmp_path / "known_hosts").write_text(sshd.known_hosts_line())
+    options = f"-F none -i {folder.key} -o UserKnownHostsFile={tmp_path}/known_hosts -o StrictHostKeyChecking=yes"
+    (programs / "ssh").write_text(
+        f'#!/bin/sh\ncase " $* " in *" -W "*) exec {real} {options} "$@" ;; esac\nexec {real} "$@"\n'
+    )
+    (programs / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    for jump in (None, f"{sshd.user}@127.0.0.1:{sshd.port}"):
+        write_ssh_config(folder, UID, Access(host="::1", port=sshd.port, user=sshd.user, jump=jump))
+        with Remote(folder) as remote:
+            assert remote.run(["printenv", "SSH_CONNECTION"]).startswith("::1 ")
+
+
+def test_a_route_is_known_without_sending_anything():
+    assert has_route("127.0.0.1")
+    assert not has_route("fe80::1%nowhere")
 
 
 def test_a_folder_is_sent_with_links_followed_and_fetched_back(folder: Folder, tmp_path: Path):
