@@ -156,6 +156,9 @@ def show(plan: Plan) -> None:
         out.data("\nConsidered:")
         rows = [("*" if c.chosen else "", c.kind, c.name, c.properties, c.verdict) for c in plan.offer.choices]
         out.table(["", "kind", "name", "what it is", "verdict"], rows)
+    if plan.offer.checks:
+        out.data("\nChecked:")
+        out.table(["", "what", "found"], [("ok" if c.good else "BAD", c.name, c.found) for c in plan.offer.checks])
     if plan.offer.quotas:
         out.data("\nQuota:")
         quotas = plan.offer.quotas
@@ -177,6 +180,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "spec": plan.platform.spec.model_dump(mode="json"),
         "facts": plan.offer.facts,
         "considered": [vars(choice) for choice in plan.offer.choices],
+        "checked": [vars(check) for check in plan.offer.checks],
         "quota": [vars(quota) for quota in plan.offer.quotas],
         "steps": [{"key": s.key, "title": s.title, "seconds": s.seconds} for s in plan.steps(lambda _: None)],
         "resumed": plan.resumed,

@@ -90,16 +90,28 @@ class Quota:
 
 
 @dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: what was found, whether that serves, and what would."""
+
+    name: str
+    found: str
+    good: bool
+    needed: str
+
+
+@dataclass(frozen=True)
 class Offer:
     """What a cloud offers for a spec: the outcome of all checks, before anything is written.
 
-    `facts` are lines for the plan (`flavor` -> `m1.small: 1 CPU, 1 GB, 10 GB`); `values` are the cloud's own, for its
+    `facts` are lines for the plan (`flavor` -> `m1.small: 1 CPU, 1 GB, 10 GB`); `checks` are of a machine that was
+    there before; `values` are the cloud's own, for its
     steps.
     """
 
     facts: dict[str, str] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
     quotas: tuple[Quota, ...] = ()
+    checks: tuple[Check, ...] = ()
     values: dict[str, str] = field(default_factory=dict)
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from provision.clouds._precheck import PROBE, examine
 from provision.clouds.base import Cloud, MachineState, Offer, Platform, Step
 from provision.errors import ProvisionError, UsageError
 from provision.record import Access, Home, Resource
@@ -17,11 +19,8 @@ from provision.remote import CONNECT_SECONDS, Remote, write_known_hosts
 from provision.spec import PlatformSpec
 
 _ADDRESS = re.compile(
-    r"^ssh:(?P<user>[A-Za-z_][A-Za-z0-9._-]*)@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*)(:(?P<port>\d{1,5}))?$"
-)
-_PROBE = (
-    "sudo -n true && . /etc/os-release && echo $ID $VERSION_ID && nproc"
-    " && df --output=avail -BG / | tail -1 && grep MemTotal /proc/meminfo"
+    r"^ssh:(?P<user>[A-Za-z_][A-Za-z0-9._-]*)@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:]+\])"
+    r"(:(?P<port>\d{1,5}))?$"
 )
 
 
@@ -35,7 +34,7 @@ class _Settings:
 
 
 class ExistingHost(Cloud):
-    """One host, named `ssh:USER@HOST[:PORT]`; host names and keys of the user's ssh configuration hold."""
+    """One host, `ssh:USER@HOST[:PORT]`, an IPv6 address in brackets; the user's ssh configuration holds."""
 
     kind = "existing"
 
@@ -43,11 +42,11 @@ class ExistingHost(Cloud):
         found = _ADDRESS.match(cloud)
         if not found:
             raise UsageError(f"{cloud!r} names no host.", "Write ssh:USER@HOST or ssh:USER@HOST:PORT.")
-        self.user, self.host, self.port = found["user"], found["host"], int(found["port"] or 0)
+        self.user, self.host, self.port = found["user"], found["host"].strip("[]"), int(found["port"] or 0)
         self.home = home
 
     def check(self, spec: PlatformSpec) -> Offer:
-        """See the contract: the host's key is known, sudo needs no password, and the roles serve its system."""
+        """See the contract: the host's key is known, and the roles can be applied to it (`_precheck`)."""
         if spec.image or spec.network or spec.ports:
             raise UsageError("image, network and ports cannot be chosen for a machine that exists already.")
         self._taken(spec)
@@ -55,25 +54,25 @@ class ExistingHost(Cloud):
         jump = ["-J", spec.jump] if spec.jump else []
         command = ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", *jump]
         command += ["-o", f"ConnectTimeout={CONNECT_SECONDS}", *(["-p", str(self.port)] if self.port else [])]
+        before = time.time()
         done = subprocess.run(
-            [*command, f"{self.user}@{self.host}", "--", _PROBE], capture_output=True, text=True, check=False
+            [*command, f"{self.user}@{self.host}", "--", "sh"], input=PROBE, capture_output=True, text=True, check=False
         )
-        lines = done.stdout.split("\n")
-        if done.returncode or len(lines) < 4:
+        if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
             raise ProvisionError(
                 f"{self.user}@{self.host} cannot be used: {reason}.",
                 f"`ssh {self.user}@{self.host} sudo -n true` must work without any question.",
             )
-        system, cpus = lines[0], int(lines[1])
-        memory, disk = int(re.sub(r"\D", "", lines[3])) / 2**20, int(re.sub(r"\D", "", lines[2]))
-        if system.split()[0] not in ("debian", "ubuntu"):
-            raise ProvisionError(f"{self.host} runs {system}; the roles serve Debian and Ubuntu.")
-        if disk < _NEEDED_GB:
-            raise ProvisionError(f"{self.host} has {disk} GB of free disk; the framework needs {_NEEDED_GB} GB.")
-        return Offer(
-            facts={"machine": f"{self.host}: {system}, {cpus} CPU, {memory:.0f} GB memory, {disk} GB free disk"}
-        )
+        host = examine(done.stdout, before, time.time())
+        if bad := [check for check in host.checks if not check.good]:
+            words = "; ".join(f"{check.name}: {check.found} ({check.needed})" for check in bad)
+            raise ProvisionError(
+                f"{self.user}@{self.host} cannot be used: {words}.",
+                "Mend that on the machine, or choose another one.",
+                details="\n".join(f"{'ok ' if c.good else 'BAD'} {c.name}: {c.found}" for c in host.checks),
+            )
+        return Offer(facts={"machine": f"{self.host}: {host.facts}"}, checks=host.checks)
 
     def _taken(self, spec: PlatformSpec) -> None:
         for folder in self.home.folders():
@@ -150,6 +149,3 @@ class ExistingHost(Cloud):
     def stop(self, platform: Platform) -> None:
         """Refuse: the machine is not ours to stop."""
         raise UsageError(f"{self.host} was not made by the toolkit; stop it where it was made.")
-
-
-_NEEDED_GB = 6

@@ -35,6 +35,12 @@ class Sshd:
         """Accept this key from now on."""
         (self.folder / "authorized_keys").write_text(f"{public_key}\n")
 
+    def environment(self, variables: dict[str, str]) -> None:
+        """What the user's `~/.ssh/environment` would set, for whoever has this key; written into the key's own line."""
+        keys = self.folder / "authorized_keys"
+        options = ",".join(f'environment="{name}={value}"' for name, value in variables.items())
+        keys.write_text(f"{options} {keys.read_text()}")
+
     def known_hosts_line(self) -> str:
         """As the user's known_hosts has it after a first connection."""
         return f"[127.0.0.1]:{self.port} {' '.join(self.host_key.split()[:2])}\n"
@@ -57,9 +63,10 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "host_key"], check=True)
     port = free_port()
     (folder / "config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nListenAddress ::1\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\nStrictModes no\n"
+        f"Port {port}\nListenAddress 127.0.0.1\nListenAddress ::1\n"
+        f"HostKey {folder}/host_key\nPidFile none\nUsePAM no\nStrictModes no\n"
         f"AuthorizedKeysFile {folder}/authorized_keys\nPermitRootLogin prohibit-password\nPasswordAuthentication no\n"
-        "AllowTcpForwarding yes\n"
+        "AllowTcpForwarding yes\nPermitUserEnvironment yes\n"
     )
     if Path("/run/sshd").parent.exists():
         with contextlib.suppress(PermissionError):

@@ -10,7 +10,7 @@ import pytest
 from provision.errors import ProvisionError, UsageError
 from provision.plan import make_plan, undo
 from provision.record import Home
-from provision.remote import Remote, make_key
+from provision.remote import Remote, has_route, make_key
 from provision.spec import PlatformSpec, make_spec
 from tests.conftest import Silent
 
@@ -91,3 +91,38 @@ def test_a_host_that_is_none_is_a_mistake_of_use(cloud: str, user_home: Path):
 def test_wishes_that_an_existing_machine_cannot_fulfil_are_refused(way: PlatformSpec):
     with pytest.raises(UsageError, match="cannot be chosen"):
         make_plan(way.model_copy(update={"network": "n"}), Home(), bare=True)
+
+
+@needs_sudo
+def test_the_plan_shows_what_was_checked(way: PlatformSpec):
+    checks = make_plan(way, Home(), bare=True).offer.checks
+    assert {"system", "sudo", "python3", "memory", "disk of /", "package managers", "clock"} <= {c.name for c in checks}
+    assert all(check.good for check in checks)
+
+
+def test_all_that_is_wrong_is_told_at_once(way: PlatformSpec, sshd: Sshd, tmp_path: Path):
+    # what the user's shell finds first on the machine: no sudo without a password, and a clock that stands still
+    answers = {"sudo": "echo 'sudo: a password is required'; exit 1", "date": "echo 1000"}
+    programs = tmp_path / "there"
+    programs.mkdir()
+    for name, words in answers.items():
+        (programs / name).write_text(f"#!/bin/sh\n{words}\n")
+        (programs / name).chmod(0o755)
+    sshd.environment({"PATH": f"{programs}:/usr/sbin:/usr/bin:/sbin:/bin"})
+    with pytest.raises(ProvisionError, match=r"sudo: a password is required .*; clock: \d+ s off") as caught:
+        make_plan(way, Home(), bare=True)
+    assert "BAD sudo: " in caught.value.details and "ok  python3: " in caught.value.details
+    assert Home().folders() == []
+
+
+@needs_sudo
+def test_a_host_by_its_ipv6_address(way: PlatformSpec, sshd: Sshd, user_home: Path):
+    if not has_route("::1"):
+        pytest.skip("this computer has no IPv6")
+    known = user_home / ".ssh" / "known_hosts"
+    known.write_text(known.read_text().replace("[127.0.0.1]", "[::1]"))
+    spec = way.model_copy(update={"cloud": f"ssh:{sshd.user}@[::1]:{sshd.port}"})
+    plan = make_plan(spec, Home(), bare=True)
+    plan.execute(Silent())
+    with Remote(plan.platform.folder) as remote:
+        assert remote.run(["printenv", "SSH_CONNECTION"]).startswith("::1 ")
