@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from provision.cli import adoption, connect, create, jobs, platforms, service
+from provision.cli import adoption, connect, create, jobs, login, platforms, service
 from provision.cli.context import console
 from provision.errors import ProvisionError
 
@@ -24,6 +24,7 @@ adoption.register(app)
 jobs.register(app)
 service.register(app)
 connect.register(app)
+login.register(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -11,12 +11,13 @@ import base64
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from provision.clouds import _explain
+from provision.clouds._credentials import connect, explained
 from provision.clouds._marks import (
     COLLECTIONS,
     HOST_KEY,
@@ -31,9 +32,8 @@ from provision.clouds._retry import API_SECONDS, PAUSES, insist
 from provision.clouds._usage import usage
 from provision.clouds.base import LOGIN_USER, Choice, Cloud, Found, MachineState, Offer, Platform, Quota, Step, Usage
 from provision.clouds.flavors import SYSTEMS, Flavor, Image, flavor_choices, image_choices
-from provision.errors import ProvisionError, UsageError
+from provision.errors import ProvisionError
 from provision.record import Access, Resource, now
-from provision.redact import register
 from provision.remote import has_route
 from provision.share import share
 from provision.spec import PlatformSpec
@@ -60,46 +60,6 @@ _STATES: dict[str, MachineState] = {
     "BUILD": "starting",
     "ERROR": "error",
 }
-
-
-@contextmanager
-def explained(cloud: str) -> Iterator[None]:
-    """Turn the SDK's exceptions into one sentence and a remedy."""
-    from keystoneauth1 import exceptions as keystone
-    from openstack import exceptions as sdk
-
-    try:
-        yield
-    except keystone.Unauthorized:
-        raise _not_accepted(cloud) from None
-    except (keystone.MissingRequiredOptions, keystone.MissingAuthPlugin, keystone.NoMatchingPlugin) as error:
-        raise UsageError(f"The entry {cloud!r} of clouds.yaml is incomplete: {_words(error)}.") from None
-    except (keystone.ConnectFailure, keystone.DiscoveryFailure, keystone.RetriableConnectionFailure) as error:
-        raise ProvisionError(
-            f"The cloud {cloud!r} cannot be reached: {_words(error)}.",
-            "Check auth_url in clouds.yaml, your network or VPN, and whether the site is up; then run it again.",
-        ) from None
-    except keystone.EndpointNotFound as error:
-        raise ProvisionError(f"The cloud {cloud!r} lacks a service that is needed: {_words(error)}.") from None
-    except sdk.ForbiddenException as error:
-        hint = "Ask for more quota, choose less, or delete what is not needed." if "uota" in _words(error) else ""
-        raise ProvisionError(f"The cloud {cloud!r} forbids it: {_words(error)}.", hint) from None
-    except (sdk.SDKException, keystone.ClientException) as error:
-        raise ProvisionError(f"The cloud {cloud!r} answered with an error: {_words(error)}.") from None
-
-
-def _not_accepted(cloud: str) -> ProvisionError:
-    return ProvisionError(
-        f"The cloud {cloud!r} does not accept the credentials: they are wrong or have expired.",
-        "Renew them in clouds.yaml (application credential, password or token) and try again.",
-    )
-
-
-def _words(error: Exception) -> str:
-    text = str(getattr(error, "details", None) or getattr(error, "message", None) or error)
-    return " ".join(text.partition(": HTTPConnectionPool")[0].partition(": HTTPSConnectionPool")[0].split()).rstrip(
-        "."
-    )[:400]
 
 
 P = ParamSpec("P")
@@ -146,37 +106,8 @@ class OpenStackCloud(Cloud):
     def conn(self) -> Any:
         """The SDK's connection, made and authorised at first use."""
         if self._conn is None:
-            self._conn = self._connect()
+            self._conn = connect(self.name, API_SECONDS)
         return self._conn
-
-    def _connect(self) -> Any:
-        import openstack
-        from keystoneauth1 import exceptions as keystone
-        from openstack import config
-
-        try:
-            loader = config.OpenStackConfig()
-            known = sorted(loader.get_cloud_names()) if loader.config_filename else []
-            if self.name not in known:
-                raise UsageError(
-                    f"There is no cloud {self.name!r}; clouds.yaml has: {', '.join(known) or 'nothing'}.",
-                    "`--cloud local` makes the platform on this computer.",
-                )
-            region = loader.get_one(cloud=self.name)
-            region.config["api_timeout"] = region.config.get("api_timeout") or API_SECONDS
-            for key in ("password", "application_credential_secret", "access_token", "token"):
-                register(region.config.get("auth", {}).get(key))
-            conn = openstack.connection.Connection(config=region, app_name="provision")
-        except openstack.exceptions.ConfigException as error:
-            raise UsageError(f"clouds.yaml cannot be used for {self.name!r}: {_words(error)}.") from None
-        try:
-            conn.session.get_token()
-        except keystone.NotFound as error:
-            # Keystone's answer to a deleted application credential and to a revoked token
-            if "application credential" in str(error).lower() or "token" in str(error).lower():
-                raise _not_accepted(self.name) from None
-            raise
-        return conn
 
     # ------------------------------------------------------------------ checks
 

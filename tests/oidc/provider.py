@@ -151,7 +151,7 @@ def oidc_provider(folder: Path, key: RSAKey | None = None, port: int = 0) -> Ite
     Its certificate is made once a folder.
     """
     modules = _modules()
-    port = port or _free_port()
+    port = port or free_port()
     key = key or RSAKey.generate_key(2048, {"use": "sig", "alg": "RS256"}, auto_kid=True)
     certificate, certificate_key = folder / "certificate.pem", folder / "key.pem"
     if not certificate.exists():
@@ -214,7 +214,7 @@ def _modules() -> Path:
     return folder
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,0 +1,397 @@
+"""Faults of a cloud: a transport that makes chosen calls of the SDK fail, over a real cloud.
+
+`python -m tests.faults CLOUD` tries every call of sign-in, create, stop, start and delete with every kind of fault, one
+at a time, on that cloud of clouds.yaml, and writes docs/faults.md. That takes a quarter of an hour; the suite tries the
+same calls, several in one command, and compares.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from keystoneauth1.session import TCPKeepAliveAdapter
+
+from provision.clouds.base import Offer, Platform, Step
+from provision.clouds.openstack import OpenStackCloud
+from provision.errors import ProvisionError
+from provision.plan import Plan, make_plan, undo
+from provision.record import Home
+from provision.spec import PlatformSpec
+from tests.conftest import REPOSITORY, Silent
+from tests.devcloud.fixtures import TestCloud, connect
+from tests.devcloud.state import CLOUDS
+
+PAGE = REPOSITORY / "docs" / "faults.md"
+KINDS = {
+    "error": "it answers with an error (503), and nothing was done",
+    "broken": "the connection breaks, and nothing was done",
+    "lost": "the work is done, and the connection breaks before the answer",
+    "late": "no answer comes in time, and the work is done later, when the command has looked and asks again",
+}
+"""Kinds of fault. A call that only reads has no work: with `late` its answer does not come, and `lost` is left out."""
+COMPLETES, NEXT = "completes", "next command"
+
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|(?<=/)[0-9a-f]{32}\b")
+_NAME = re.compile(r"provision-[a-z0-9-]+")
+
+
+def call_of(request: requests.PreparedRequest) -> str:
+    """The call without what is different each time: method, path with `{id}` for each identifier, and action."""
+    path = _NAME.sub("{name}", _ID.sub("{id}", str(request.path_url).partition("?")[0]))
+    action = ""
+    if path.endswith("/action") and request.body:
+        action = f" {next(iter(json.loads(request.body)))}"
+    return f"{request.method} {path}{action}"
+
+
+@dataclass
+class Faults:
+    """What is to fail, and what did.
+
+    Args:
+        kind: one of KINDS.
+        lasting: whether the calls go on failing, or each fails once.
+        spared: calls that do not fail.
+        most: how many different calls fail; the first ones that are not spared.
+        reads: whether calls that only read fail, too.
+
+    Attributes:
+        hit: the calls that failed.
+    """
+
+    kind: str
+    lasting: bool
+    spared: frozenset[str] = frozenset()
+    most: int = 1
+    reads: bool = True
+    hit: list[str] = field(default_factory=list)
+    _late: dict[str, Callable[[], object]] = field(default_factory=dict)
+
+    def send(self, request: requests.PreparedRequest, forward: Callable[[], requests.Response]) -> requests.Response:
+        """Answer a request, or not."""
+        call = call_of(request)
+        if late := self._late.pop(call, None):
+            late()
+        reads = request.method == "GET"
+        if (reads and (not self.reads or self.kind == "lost")) or not self._fails(call):
+            return forward()
+        if self.kind == "error":
+            return _unavailable(request)
+        if self.kind == "lost":
+            forward().close()
+        if self.kind == "late":
+            if not reads:
+                self._late[call] = lambda: forward().close()
+            raise requests.exceptions.ReadTimeout
+        raise requests.exceptions.ConnectionError("Connection reset by peer")
+
+    def _fails(self, call: str) -> bool:
+        if call in self.hit:
+            return self.lasting
+        if call in self.spared or len(self.hit) == self.most:
+            return False
+        self.hit.append(call)
+        return True
+
+    def settle(self) -> None:
+        """Have done what is still to be done late."""
+        while self._late:
+            self._late.pop(next(iter(self._late)))()
+
+
+def _unavailable(request: requests.PreparedRequest) -> requests.Response:
+    answer = requests.Response()
+    answer.status_code, answer.reason = 503, "Service Unavailable"
+    answer.request, answer.url = request, str(request.url)
+    answer.headers["Content-Type"] = "text/plain"
+    answer._content = b"out of service"  # requests has no other way to make an answer
+    return answer
+
+
+@contextmanager
+def failing(faults: Faults) -> Iterator[Faults]:
+    """While it lasts, all requests of the SDK in this process go through the faults."""
+    real = TCPKeepAliveAdapter.send
+
+    def send(adapter: Any, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        return faults.send(request, lambda: real(adapter, request, *args, **kwargs))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TCPKeepAliveAdapter, "send", send)
+        yield faults
+    faults.settle()
+
+
+Outcomes = dict[tuple[str, str], dict[str, str]]
+"""By operation and call, and then by mode (`error`, `error, lasting`, ...), what became of it."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Something that a command does.
+
+    `run` does it or, after a failure, the rest of it; `restore` makes it necessary again; `check` looks whether more
+    or less is there than ought to be, with `done` telling whether the operation has come to its end.
+    """
+
+    name: str
+    run: Callable[[], object]
+    restore: Callable[[], object] = lambda: None
+    check: Callable[[bool], None] = lambda done: None
+
+
+def try_one_at_a_time(operation: Operation, kind: str, lasting: bool, outcomes: Outcomes) -> None:
+    """Have every call of the operation fail in a run of its own; each is followed by a run without faults."""
+    spared: set[str] = set()
+    while True:
+        faults = Faults(kind, lasting, frozenset(spared), most=1)
+        outcome = _outcome(operation, faults)
+        if not faults.hit:
+            return
+        operation.check(outcome == COMPLETES)
+        if outcome == NEXT:
+            operation.run()
+            operation.check(True)
+        operation.restore()
+        spared |= set(faults.hit)
+        _note(outcomes, operation, faults, outcome)
+
+
+def try_writing(operation: Operation, kind: str, most: int, outcomes: Outcomes) -> None:
+    """Have the operation's first writing calls fail once each, all in one run, which has to come to its end."""
+    faults = Faults(kind, lasting=False, most=most, reads=False)
+    outcome = _outcome(operation, faults)
+    operation.check(True)
+    _note(outcomes, operation, faults, outcome)
+
+
+def try_all_lasting(operation: Operation, kind: str, outcomes: Outcomes) -> None:
+    """Have one call after the other fail lastingly; each run goes on where the one before has ended, to the end."""
+    spared: set[str] = set()
+    while True:
+        faults = Faults(kind, lasting=True, spared=frozenset(spared))
+        outcome = _outcome(operation, faults)
+        operation.check(outcome == COMPLETES)
+        if not faults.hit:
+            return
+        spared |= set(faults.hit)
+        _note(outcomes, operation, faults, outcome)
+
+
+def _outcome(operation: Operation, faults: Faults) -> str:
+    try:
+        with failing(faults):
+            operation.run()
+    except ProvisionError as error:
+        assert faults.lasting, f"{operation.name}: {error}"
+        assert str(error).count("\n") == 0
+        return NEXT
+    return COMPLETES
+
+
+def _note(outcomes: Outcomes, operation: Operation, faults: Faults, outcome: str) -> None:
+    mode = f"{faults.kind}, lasting" if faults.lasting else faults.kind
+    for call in faults.hit:
+        outcomes[operation.name, call][mode] = outcome
+
+
+class CloudPlan(Plan):
+    """A plan of which only the steps in the cloud are taken, or one of them."""
+
+    key = ""
+
+    def steps(self, note: Callable[[str], None]) -> list[Step]:
+        """Those steps."""
+        del note
+        steps = self.cloud.steps(self.platform, self.offer)
+        return [step for step in steps if self.key in ("", step.key)]
+
+
+def cloud_plan(spec: PlatformSpec, home: Home, pauses: tuple[float, ...]) -> CloudPlan:
+    """A plan with a network of its own, also where the project has one: so that there are all steps."""
+    planned = make_plan(spec, home, bare=True)
+    if not planned.resumed:
+        planned.offer.values.update(mode="new", network="", gateway=planned.offer.values["external"])
+        planned.record.values = planned.offer.values
+    cloud = OpenStackCloud(spec.cloud, pauses)
+    return CloudPlan(cloud, planned.platform, home.cache, planned.offer, bare=True, resumed=planned.resumed)
+
+
+class Trial:
+    """A platform, without roles and SSH, whose life is tried.
+
+    Args:
+        cloud: where.
+        home: where its record is.
+    """
+
+    def __init__(self, cloud: TestCloud, home: Home) -> None:
+        spec = PlatformSpec(name="faulty", cloud=cloud.name, cpus=1, memory=1, disk=10)
+        self.cloud = OpenStackCloud(cloud.name, pauses=(0.0,) * 4)
+        planned = cloud_plan(spec, home, pauses=())
+        self.name = cloud.name
+        self.cache = home.cache
+        self.offer: Offer = planned.offer
+        self.platform: Platform = planned.platform
+        self.observer = connect(cloud)
+        self.hasty = OpenStackCloud(cloud.name, pauses=(0.0,))
+        for opened in (self.cloud, self.hasty):
+            opened.state(self.platform)
+        self.steps = [step.key for step in self.cloud.steps(self.platform, self.offer)]
+
+    def count(self, key: str) -> int:
+        """How many things the project has of what the step makes."""
+        network, compute = self.observer.network, self.observer.compute
+        project = {"project_id": self.observer.current_project_id}
+        listings: dict[str, Callable[[], Any]] = {
+            "keypair": compute.keypairs,
+            "server": compute.servers,
+            "router-interface": lambda: network.ports(**project, device_owner="network:router_interface"),
+            "floating-ip": lambda: network.ips(**project),
+        }
+        usual = getattr(network, f"{key.replace('-', '_')}s", None)
+        return len(list(listings[key]() if key in listings else usual(**project)))
+
+    def make(self, key: str) -> None:
+        """Take the step as `provision create` does."""
+        plan = CloudPlan(self.cloud, self.platform, self.cache, self.offer, bare=True, resumed=True)
+        plan.key = key
+        plan.execute(Silent())
+        self.platform = plan.platform
+
+    def remove(self, key: str) -> None:
+        """Remove what the step has made, as `provision delete` does."""
+        entry = self.platform.record.entry(key)
+        assert entry is not None and entry.resource is not None, key
+        self.cloud.remove(self.platform, entry.resource)
+
+    def creation(self, key: str) -> Operation:
+        """The step's making, where its thing is not there."""
+        expected = self.count(key) + 1
+        return Operation(
+            f"create: {key}",
+            lambda: self.make(key),
+            lambda: self.remove(key),
+            lambda done: _expect(self.count(key), expected, key, done),
+        )
+
+    def removal(self, key: str) -> Operation:
+        """The removal of the step's thing, where it is there."""
+        expected = self.count(key) - 1
+        return Operation(
+            f"delete: {key}",
+            lambda: self.remove(key),
+            lambda: self.make(key),
+            lambda done: _expect(self.count(key), expected, key, done),
+        )
+
+    def power(self, verb: str) -> Operation:
+        """`provision stop` or `start`, in the cloud."""
+        other = "start" if verb == "stop" else "stop"
+        state = "stopped" if verb == "stop" else "running"
+        return Operation(
+            verb,
+            lambda: getattr(self.cloud, verb)(self.platform),
+            lambda: getattr(self.cloud, other)(self.platform),
+            lambda done: _expect(self.cloud.state(self.platform), state, verb, done),
+        )
+
+    def repeatable(self) -> list[Operation]:
+        """What changes nothing when it is done twice; tried again once only, to save time."""
+        return [
+            Operation("every command: sign-in", lambda: OpenStackCloud(self.name, (0.0,)).state(self.platform)),
+            Operation("create: address for SSH", lambda: self.hasty.access(self.platform)),
+            Operation("create: host-key", lambda: self.hasty.publish_host_key(self.platform, "ssh-ed25519 AAAA")),
+            Operation("delete: what is there", lambda: self.hasty.discover(self.platform)),
+        ]
+
+
+def _expect(found: object, expected: object, what: str, done: bool) -> None:
+    assert not done or found == expected, f"{what}: {found} in place of {expected}"
+
+
+def some(trial: Trial) -> Outcomes:
+    """All calls with an error that lasts; those that write with a lost answer; the first of them with a late one."""
+    outcomes: Outcomes = defaultdict(dict)
+    for key in trial.steps:
+        try_all_lasting(trial.creation(key), "error", outcomes)
+        try_all_lasting(trial.removal(key), "error", outcomes)
+        trial.make(key)
+        # Neutron takes seconds for what concerns routers
+        for kind, most in (("lost", 4), ("late", 1))[: 1 if key.startswith("router") else 2]:
+            try_writing(trial.removal(key), kind, most, outcomes)
+            try_writing(trial.creation(key), kind, most, outcomes)
+    for operation in trial.repeatable():
+        try_one_at_a_time(operation, "error", True, outcomes)
+        try_one_at_a_time(operation, "late", False, outcomes)
+    for verb in ("stop", "start"):
+        try_all_lasting(trial.power(verb), "error", outcomes)
+    for kind in ("lost", "late"):
+        for verb in ("stop", "start"):
+            try_writing(trial.power(verb), kind, 1, outcomes)
+    return outcomes
+
+
+def all_of_them(trial: Trial) -> Outcomes:
+    """All calls, each with every kind of fault, once and lasting."""
+    outcomes: Outcomes = defaultdict(dict)
+    modes = [(kind, lasting) for kind in KINDS for lasting in (False, True)]
+    for key in trial.steps:
+        for mode in modes:
+            try_one_at_a_time(trial.creation(key), *mode, outcomes)
+            try_one_at_a_time(trial.removal(key), *mode, outcomes)
+        trial.make(key)
+    for mode in modes:
+        for operation in trial.repeatable():
+            try_one_at_a_time(operation, *mode, outcomes)
+        for verb in ("stop", "start"):
+            try_one_at_a_time(trial.power(verb), *mode, outcomes)
+    return outcomes
+
+
+MODES = [mode for kind in KINDS for mode in (kind, f"{kind}, lasting")]
+_FIRST = "| during | call |"
+
+
+def table(outcomes: Outcomes) -> str:
+    """The outcomes as a table of the page."""
+    lines = [f"{_FIRST} {' | '.join(MODES)} |", f"|{'---|' * (len(MODES) + 2)}"]
+    for (operation, call), found in outcomes.items():
+        lines.append(f"| {operation} | `{call}` | {' | '.join(found.get(mode, '-') for mode in MODES)} |")
+    return "\n".join(lines) + "\n"
+
+
+def read_table(page: str) -> Outcomes:
+    """The outcomes that the page has."""
+    outcomes: Outcomes = defaultdict(dict)
+    for line in page[page.index(_FIRST) :].splitlines()[2:]:
+        operation, call, *found = [cell.strip() for cell in line.strip("|").split("|")]
+        outcomes[operation, call.strip("`")] = {m: o for m, o in zip(MODES, found, strict=True) if o != "-"}
+    return outcomes
+
+
+def main(cloud: TestCloud) -> None:
+    """Try all and write the table of the page."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Trial(cloud, Home(Path(folder)))
+        try:
+            outcomes = all_of_them(trial)
+        finally:
+            undo(trial.cloud, trial.platform, Silent())
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(page[: page.index(_FIRST)] + table(outcomes), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(TestCloud(sys.argv[1], CLOUDS, development=True))
