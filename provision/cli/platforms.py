@@ -11,7 +11,8 @@ from provision.cli.context import console, home, open_platform
 from provision.errors import ProvisionError, UsageError
 
 if TYPE_CHECKING:
-    from provision.record import Record
+    from provision.cli.context import Opened
+    from provision.record import Record, Resource
     from provision.usage import Prices, Status
 
 _NAME = typer.Argument(help="Name of the platform.")
@@ -129,6 +130,9 @@ def stop(name: str = _NAME) -> None:
 def delete(
     name: str = _NAME,
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
+    uninstall: bool = typer.Option(
+        False, "--uninstall", help="Of a host that existed before: remove what the roles installed there, too."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be removed and end."),
     as_json: bool = typer.Option(False, "--json", help="Print what is (or would be) removed as JSON."),
 ) -> None:
@@ -141,7 +145,8 @@ def delete(
     out = console()
     with home().folder(name).lock():
         opened = open_platform(name)
-        resources = to_remove(opened.cloud, opened.platform)
+        resources = _installed(opened) if uninstall else []
+        resources += to_remove(opened.cloud, opened.platform)
         if as_json:
             out.emit([resource.model_dump(mode="json") for resource in resources])
         else:
@@ -153,8 +158,30 @@ def delete(
             return
         if not yes and not out.confirm(f"Remove all this and forget {name}?"):
             raise UsageError("Nothing was removed.", "Answer y, or give --yes where there is no terminal.")
+        if uninstall:
+            _uninstall(opened)
         undo(opened.cloud, opened.platform, out)
     out.say(f"{name} is gone.")
+
+
+def _installed(opened: Opened) -> list[Resource]:
+    from provision.remote import Remote
+    from provision.uninstall import installed
+
+    if opened.cloud.kind != "existing":
+        raise UsageError(
+            f"The machine of {opened.record.name} was made by the toolkit; it is deleted whole.", "Leave out --uninstall."
+        )
+    with Remote(opened.folder) as remote:
+        return installed(remote)
+
+
+def _uninstall(opened: Opened) -> None:
+    from provision.uninstall import uninstall
+
+    with console().stage("removing what was installed") as stage:
+        uninstall(opened.folder, stage.note)
+    console().say("The Debian packages that were installed stay, with the settings in their own folders.")
 
 
 def doctor(name: str = typer.Argument("", help="Name of a platform; without one, this computer is examined.")) -> None:

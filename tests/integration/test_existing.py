@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pytest
 
 from provision.errors import ProvisionError, UsageError
 from provision.plan import make_plan, undo
-from provision.record import Home
+from provision.record import Home, Record
 from provision.remote import Remote, has_route, make_key
 from provision.spec import PlatformSpec, make_spec
-from tests.conftest import Silent
+from provision.uninstall import installed
+from tests.conftest import Command, Silent
 
 from .conftest import Sshd
 
@@ -126,3 +128,22 @@ def test_a_host_by_its_ipv6_address(way: PlatformSpec, sshd: Sshd, user_home: Pa
     plan.execute(Silent())
     with Remote(plan.platform.folder) as remote:
         assert remote.run(["printenv", "SSH_CONNECTION"]).startswith("::1 ")
+
+
+@needs_sudo
+def test_an_uninstallation_is_shown_before_it_is_done(way: PlatformSpec, user_home: Path):
+    plan = make_plan(way, Home(), bare=True)
+    plan.execute(Silent())
+    with Remote(plan.platform.folder) as remote:
+        there = installed(remote)
+    shown = json.loads(Command(user_home)("delete", "lab", "--uninstall", "--dry-run", "--json"))
+    assert [(entry["kind"], entry["id"]) for entry in shown] == [(found.kind, found.id) for found in there]
+    assert all(Path(found.id).exists() for found in there if found.kind == "file")
+    assert Home().folder("lab").record_file.exists()
+
+
+def test_a_machine_of_the_toolkits_own_is_not_uninstalled(user_home: Path):
+    spec = make_spec({"name": "own"})
+    Home().folder("own").save(Record(name="own", uid="0123456789", owner="test", toolkit="0", spec=spec))
+    assert "it is deleted whole" in Command(user_home).fails("delete", "own", "--uninstall", "--yes", status=2)
+    assert Home().folder("own").record_file.exists()
