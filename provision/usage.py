@@ -81,8 +81,15 @@ class Status:
 
 def statuses(home: Home, log: Callable[[str], None]) -> list[Status]:
     """Ask clouds and machines, several at once; what does not answer is `unknown`, and why goes to the log."""
+
+    def status(folder: Folder) -> Status | None:
+        try:
+            return status_of(folder, home, log)
+        except UsageError:  # deleted in the meantime, by another command
+            return None
+
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(lambda folder: status_of(folder, home, log), home.folders()))
+        return [found for found in pool.map(status, home.folders()) if found]
 
 
 def status_of(folder: Folder, home: Home, log: Callable[[str], None]) -> Status:
