@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.oidc.provider import OidcProvider
@@ -23,20 +23,26 @@ class Agent:
 
     Attributes:
         environment: what its clients need to find it.
+        refresh_tokens: of each account.
     """
 
     environment: dict[str, str]
     folder: Path
     process: subprocess.Popen[bytes]
+    refresh_tokens: dict[str, str] = field(default_factory=dict)
 
     def add(self, account: str, provider: OidcProvider, user: str) -> None:
         """Make an account of a user, and load it."""
-        refresh = str(provider.user_tokens(user)["refresh_token"])
+        self.refresh_tokens[account] = refresh = str(provider.user_tokens(user)["refresh_token"])
         words = ["--manual", f"--iss={provider.issuer}", "--client-id=agent", "--client-secret=agents-secret"]
         words += [f"--cp={provider.ca_file}", "--scope=openid offline_access wlcg.groups", "--rt-env=RT"]
         words += ["--redirect-uri=http://localhost:4242", f"--pw-file={self.folder}/password", "--confirm-default"]
         words += ["--prompt=none", "--no-url-call", "--no-webserver", "--no-scheme"]
         self.run("oidc-gen", account, *words, RT=refresh)
+
+    def load(self, account: str) -> None:
+        """Load an account that it has on the disk."""
+        self.run("oidc-add", account, f"--pw-file={self.folder}/password")
 
     def unload(self, account: str) -> None:
         """Take an account out of the agent; it stays on the disk."""

@@ -37,6 +37,7 @@ ACCOUNTS = {
     "root": {"name": "The administrator", "groups": ["/admins"]},
 }
 _DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
+_AGENT = ("agent", "agents-secret")
 _SECRET = "a secret: of+tests/100%"
 CLIENTS: list[dict[str, Any]] = [
     {
@@ -47,8 +48,8 @@ CLIENTS: list[dict[str, Any]] = [
         "response_types": [],
     },
     {
-        "client_id": "agent",
-        "client_secret": "agents-secret",
+        "client_id": _AGENT[0],
+        "client_secret": _AGENT[1],
         "grant_types": [_DEVICE, "refresh_token"],
         "redirect_uris": [],
         "response_types": [],
@@ -94,16 +95,21 @@ class OidcProvider:
 
     def user_tokens(self, user: str, scope: str = "openid offline_access wlcg.groups") -> dict[str, Any]:
         """Access, refresh and ID token of a user by the device flow."""
-        client = ("agent", "agents-secret")
         with self.browser() as browser:
             form = {"scope": scope, "prompt": "consent", "resource": AUDIENCE}
-            begun = browser.post(f"{self.issuer}/device/auth", data=form, auth=client)
+            begun = browser.post(f"{self.issuer}/device/auth", data=form, auth=_AGENT)
             begun.raise_for_status()
             page = browser.get(begun.json()["verification_uri_complete"])
             page = submit(browser, page, {})
             page = submit(browser, page, {"confirm": "yes"}) if 'name="confirm"' in page.text else page
             log_in(browser, page, user)
-        return self._tokens({"grant_type": _DEVICE, "device_code": begun.json()["device_code"]}, client)
+        return self._tokens({"grant_type": _DEVICE, "device_code": begun.json()["device_code"]}, _AGENT)
+
+    def revoke(self, refresh_token: str) -> None:
+        """End a refresh token of `user_tokens`, as an administrator does; access tokens live on until their end."""
+        with self.browser() as browser:
+            form = {"token": refresh_token, "token_type_hint": "refresh_token"}
+            browser.post(f"{self.issuer}/token/revocation", data=form, auth=_AGENT).raise_for_status()
 
     def _tokens(self, form: dict[str, str], client: tuple[str, str]) -> dict[str, Any]:
         with self.browser() as browser:
