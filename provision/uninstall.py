@@ -15,7 +15,7 @@ _UNITS = "/etc/systemd/system"
 
 
 def installed(remote: Remote) -> list[Resource]:
-    """What of the roles is on the machine now: files, folders and accounts, as `playbooks/vars/installed.yml` names them.
+    """What of the roles is on the machine now: files, folders and accounts of `playbooks/vars/installed.yml`.
 
     Raises ConnectionLostError when the machine is not reached.
     """

@@ -38,50 +38,66 @@ def clouds() -> list[str]:
         raise UsageError(f"clouds.yaml cannot be used: {words(error)}.") from None
 
 
+def parted(cloud: str) -> tuple[str, str]:
+    """Entry and region of `NAME` or `NAME/REGION`; the region is "" where it is the entry's own.
+
+    Raises:
+        UsageError: there is no such entry.
+    """
+    known = clouds()
+    name, _, region = cloud.rpartition("/") if "/" in cloud and cloud not in known else (cloud, "", "")
+    if name not in known:
+        raise UsageError(
+            f"There is no cloud {name!r}; clouds.yaml has: {', '.join(sorted(known)) or 'nothing'}.",
+            "`--cloud local` makes the platform on this computer.",
+        )
+    return name, region
+
+
+def agent_account(entry: dict[str, Any]) -> str:
+    """The account of oidc-agent by which an entry (its raw `config`) logs in; "" for an entry that needs none."""
+    if entry.get("auth_type") != BY_ACCESS_TOKEN:
+        return ""
+    return str(entry.get(ACCOUNT) or os.environ.get(ACCOUNT_VARIABLE) or "")
+
+
 def read_entry(cloud: str) -> Any:
-    """An entry of clouds.yaml as openstack.config.cloud_region.CloudRegion; nothing is asked of the cloud.
+    """An entry of clouds.yaml, of one region, as openstack.config.cloud_region.CloudRegion; no cloud is asked.
 
     Its secrets are masked from now on.
 
     Raises:
-        UsageError: there is no such entry, or it cannot be used.
+        UsageError: there is no such entry or region, or it cannot be used.
     """
     from openstack import config
     from openstack.exceptions import ConfigException
 
-    known = clouds()
-    if cloud not in known:
-        raise UsageError(
-            f"There is no cloud {cloud!r}; clouds.yaml has: {', '.join(sorted(known)) or 'nothing'}.",
-            "`--cloud local` makes the platform on this computer.",
-        )
+    name, region = parted(cloud)
+    which = {"cloud": name} | ({"region_name": region} if region else {})
     try:
         loader = config.OpenStackConfig()
-        raw = loader.get_one(cloud=cloud, validate=False).config
+        raw = loader.get_one(**which, validate=False).config
         for key in _SECRETS:
             register(str((raw.get("auth") or {}).get(key) or ""))
-        if raw.get("auth_type") != BY_ACCESS_TOKEN:
-            return loader.get_one(cloud=cloud)
-        account = raw.get(ACCOUNT) or os.environ.get(ACCOUNT_VARIABLE)
-        if account:
-            return _with_agent(loader, cloud, str(account))
-        if not (raw.get("auth") or {}).get("access_token"):
+        if account := agent_account(raw):
+            return _with_agent(loader, which, account)
+        if raw.get("auth_type") == BY_ACCESS_TOKEN and not (raw.get("auth") or {}).get("access_token"):
             raise UsageError(
                 f"The entry {cloud!r} of clouds.yaml does not tell where its access token comes from.",
                 f"Add `{ACCOUNT}: NAME` beside auth_type, with an account of oidc-agent, or set {ACCOUNT_VARIABLE}.",
             )
-        return loader.get_one(cloud=cloud)
+        return loader.get_one(**which)
     except ConfigException as error:
         raise UsageError(f"clouds.yaml cannot be used for {cloud!r}: {words(error)}.") from None
 
 
-def _with_agent(loader: Any, cloud: str, account: str) -> Any:
+def _with_agent(loader: Any, which: dict[str, str], account: str) -> Any:
     from openstack.config.cloud_region import CloudRegion
 
     from provision.clouds._oidc_agent import AgentLogin
 
     # the loader demands a token of this kind of entry; the plugin that has it is left aside
-    found = loader.get_one(cloud=cloud, auth={"access_token": "of oidc-agent"})
+    found = loader.get_one(**which, auth={"access_token": "of oidc-agent"})
     return CloudRegion(
         name=found.name,
         region_name=found.region_name,
@@ -114,7 +130,7 @@ def connect(cloud: str, seconds: float) -> Any:
         seconds: how long a request may take where the entry does not tell (`api_timeout`).
 
     Raises:
-        UsageError: there is no such entry, or it cannot be used.
+        UsageError: there is no such entry, it cannot be used, or it names no project.
         ProvisionError: the credentials are not accepted, or oidc-agent gives no access token.
         keystoneauth1.exceptions.ClientException: the cloud does not answer; see `explained`.
     """
@@ -128,6 +144,11 @@ def connect(cloud: str, seconds: float) -> Any:
         if "application credential" in str(error).lower() or "token" in str(error).lower():
             raise not_accepted(cloud) from None
         raise
+    if not connection.session.get_project_id():
+        raise UsageError(
+            f"The entry {cloud!r} of clouds.yaml names no project.",
+            f"`provision login {cloud}` lists those to choose from.",
+        )
     return connection
 
 

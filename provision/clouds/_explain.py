@@ -34,6 +34,7 @@ class Subject:
         words: the offer's facts.
         user: id of the cloud's user.
         cloud, region: the entry of clouds.yaml; region "" for the entry's own.
+        account: of oidc-agent, by which the entry logs in; "" where it logs in by itself.
         rules: port and address family (IPv4, IPv6) of each rule of the security group.
         subnet: addresses of a private network, CIDR.
         user_data: of a platform `with_placeholders`.
@@ -45,6 +46,7 @@ class Subject:
     user: str
     cloud: str
     region: str
+    account: str
     rules: Sequence[tuple[int, str]]
     subnet: str
     user_data: str
@@ -65,13 +67,14 @@ def _beginning(subject: Subject) -> str:
     words = [f"--tag {shlex.quote(tag)}" for tag in tags(platform, subject.user)]
     lines = [
         "#!/bin/sh",
-        f"# The platform {platform.name} on the cloud {_in_comment(subject.cloud)}, made by hand: what `provision create` does, as",
-        "# commands of python-openstackclient. For one run; it stops at the first error.",
+        f"# The platform {platform.name} on the cloud {_in_comment(subject.cloud)}, made by hand as `provision",
+        "# create` would, by commands of python-openstackclient. For one run; it stops at the first error.",
         *(f"# {fact}: {_in_comment(value)}" for fact, value in subject.words.items()),
         "set -eu",
         "umask 077",
         f"export OS_CLOUD={shlex.quote(subject.cloud)}",
         *([f"export OS_REGION_NAME={shlex.quote(subject.region)}"] if subject.region else []),
+        *([f"export OS_ACCESS_TOKEN=$(oidc-token {shlex.quote(subject.account)})"] if subject.account else []),
         "",
         "# by these marks `provision adopt`, `delete` and `gc` know what belongs to the platform",
         f"name={shlex.quote(platform.name)}",

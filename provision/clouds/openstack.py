@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from provision.clouds import _explain
-from provision.clouds._credentials import connect, explained
+from provision.clouds._credentials import agent_account, connect, explained, parted, read_entry
 from provision.clouds._marks import (
     COLLECTIONS,
     HOST_KEY,
@@ -110,6 +110,10 @@ class OpenStackCloud(Cloud):
         return self._conn
 
     # ------------------------------------------------------------------ checks
+
+    def ensure_known(self) -> None:
+        """See the contract."""
+        read_entry(self.name)
 
     @_insistent
     def check(self, spec: PlatformSpec) -> Offer:
@@ -323,6 +327,7 @@ class OpenStackCloud(Cloud):
 
     def explain(self, platform: Platform, offer: Offer, steps: Sequence[Step]) -> str:
         """See the contract."""
+        name, region = parted(self.name)
         with explained(self.name):
             user = str(self.conn.current_user_id)
         subject = _explain.Subject(
@@ -330,8 +335,9 @@ class OpenStackCloud(Cloud):
             values=offer.values,
             words=offer.facts,
             user=user,
-            cloud=self.name,
-            region="",
+            cloud=name,
+            region=region,
+            account=agent_account(self.conn.config.config),
             rules=_rules(platform.spec),
             subnet=PRIVATE_RANGE,
             user_data=_user_data(_explain.with_placeholders(platform)),

@@ -34,6 +34,7 @@ def test_hostile_names_stay_words(tmp_path: Path):
         HOSTILE,
         HOSTILE,
         HOSTILE,
+        HOSTILE,
         _rules(spec),
         "10.0.0.0/24",
         _user_data(with_placeholders(platform)),
@@ -45,7 +46,7 @@ def test_hostile_names_stay_words(tmp_path: Path):
     # programs that only print: whatever the shell would run by itself shows as a file
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name in ("openstack", "ssh", "ssh-keygen"):
+    for name in ("openstack", "ssh", "ssh-keygen", "oidc-token"):
         (programs / name).write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
         (programs / name).chmod(0o755)
     (programs / "ssh-keygen").write_text('#!/bin/sh\nfor file; do :; done\ntouch "$file" "$file.pub"\n')
