@@ -211,8 +211,7 @@ def _application_credential(login: Login, tried: _Session, access: Any) -> None:
     try:
         listed = tried.get(f"/users/{access.user_id}/application_credentials")["application_credentials"]
     except (HttpError, KeyError):
-        # one with access rules may not ask even that
-        login.findings.append(Finding("application credential", True, "tells nothing of itself: it may be restricted"))
+        login.findings.append(Finding("application credential", True, "the cloud tells nothing of it"))
         return
     identity, name = (tried.auth.get(f"application_credential_{key}") for key in ("id", "name"))
     mine = next((c for c in listed if c["id"] == identity or c["name"] == name), None)

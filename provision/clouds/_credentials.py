@@ -7,6 +7,7 @@ environment OIDC_ACCOUNT; it is never written anywhere.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,20 @@ BY_ACCESS_TOKEN = "v3oidcaccesstoken"  # noqa: S105  (the name of a way to log i
 _SECRETS = ("password", "application_credential_secret", "access_token", "token", "passcode", "client_secret")
 
 
+class _Told(logging.Handler):
+    """Keeps what the SDK tells of a file that it cannot read; to its caller such a file is as one that is not there."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one record."""
+        self.text = " ".join(record.getMessage().split())[:400]
+
+
 def clouds() -> list[str]:
-    """The names of the entries of clouds.yaml, in their order.
+    """The names of the entries of clouds.yaml.
 
     Raises:
         UsageError: the file cannot be read.
@@ -31,11 +44,19 @@ def clouds() -> list[str]:
     from openstack import config
     from openstack.exceptions import ConfigException
 
+    told, log = _Told(), logging.getLogger("openstack.config")
+    log.addHandler(told)
     try:
         loader = config.OpenStackConfig()
-        return [str(name) for name in loader.get_cloud_names()] if loader.config_filename else []
     except ConfigException as error:
         raise UsageError(f"clouds.yaml cannot be used: {words(error)}.") from None
+    finally:
+        log.removeHandler(told)
+    if loader.config_filename:
+        return [str(name) for name in loader.get_cloud_names()]
+    if told.text:
+        raise UsageError(f"clouds.yaml cannot be used: {told.text}.")
+    return []
 
 
 def parted(cloud: str) -> tuple[str, str]:

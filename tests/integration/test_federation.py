@@ -14,10 +14,10 @@ import yaml
 
 from provision import login as logins
 from provision.clouds import _oidc_agent
-from provision.clouds._credentials import ACCOUNT, connect
+from provision.clouds._credentials import ACCOUNT, connect, explained
 from provision.clouds.openstack import OpenStackCloud
 from provision.doctor import Finding
-from provision.errors import ProvisionError
+from provision.errors import ProvisionError, UsageError
 from provision.login import Login, examine
 from tests.conftest import Command
 from tests.debian import lacking
@@ -124,6 +124,8 @@ def test_one_of_several_projects_has_to_be_chosen(agent: Agent, clouds: Clouds):
     clouds.federated("site")
     login = examine("site")
     assert wrong(login).words == "The entry names no project."
+    with pytest.raises(UsageError, match="names no project"):
+        connect("site", SECONDS)
     assert [project.partition(" ")[0] for project in login.projects] == list(PROJECTS)
     assert all(project in wrong(login).remedy for project in login.projects)
     chosen = login.projects[0].partition(" (")[2].rstrip(")")
@@ -169,6 +171,9 @@ def test_passwords_that_are_wrong_and_projects_that_are(clouds: Clouds):
     clouds.add("project", auth={**auth, "password": "admin"})
     assert "no role on the project" in wrong(examine("project")).words
     assert "project_id: admin (" in wrong(examine("project")).remedy
+    for entry in ("wrong", "project"):
+        with pytest.raises(ProvisionError, match="does not accept the credentials"), explained(entry):
+            connect(entry, SECONDS)
 
 
 def revoke(connection: Any, keystone: Keystone) -> str:
@@ -242,25 +247,47 @@ def test_application_credentials_of_users_of_the_provider(agent: Agent, clouds: 
     clouds.federated("site", **PHYSICS)
     connection = connect("site", SECONDS)
     user = connection.current_user_id
+
+    def entry(name: str, identity: str, secret: str) -> None:
+        auth = {"auth_url": clouds.keystone.url, "application_credential_id": identity}
+        auth["application_credential_secret"] = secret
+        clouds.add(name, auth_type="v3applicationcredential", auth=auth)
+
     ends = datetime.now(UTC).replace(microsecond=0) + timedelta(days=3)
-    rule = {"method": "POST", "path": "/v2.1/servers/*/action", "service": "compute"}
-    made = connection.identity.create_application_credential(
-        user, "robot", expires_at=f"{ends:%Y-%m-%dT%H:%M:%S}", access_rules=[rule]
-    )
-    auth = {"auth_url": clouds.keystone.url, "application_credential_id": made.id}
-    clouds.add(
-        "robot", auth_type="v3applicationcredential", auth={**auth, "application_credential_secret": made.secret}
-    )
+    made = connection.identity.create_application_credential(user, "robot", expires_at=f"{ends:%Y-%m-%dT%H:%M:%S}")
+    entry("robot", made.id, made.secret)
     login = examine("robot")
     assert login.wrong is None and login.user.startswith("alice (") and login.project.startswith("physics (")
+    assert login.ends == ends
+    assert any("make another one in time" in finding.words for finding in login.findings)
     connect("robot", SECONDS).close()
-    clouds.add("typo", auth_type="v3applicationcredential", auth={**auth, "application_credential_secret": "not-it"})
+
+    rule = {"method": "POST", "path": "/v2.1/servers/*/action", "service": "compute"}
+    narrow = connection.identity.create_application_credential(user, "narrow", access_rules=[rule])
+    entry("narrow", narrow.id, narrow.secret)
+    assert any("restricted to 1 kinds of requests" in finding.words for finding in examine("narrow").findings)
+
+    entry("typo", made.id, "not-its-secret")
     assert "its secret is wrong" in wrong(examine("typo")).words
     clouds.keystone.change("UPDATE application_credential SET expires_at = ? WHERE id = ?", 10**15, made.id)
     assert "it has expired" in wrong(examine("robot")).words
     connection.identity.delete_application_credential(user, made)
     assert "does not exist any more" in wrong(examine("robot")).words
+    for name in ("typo", "robot"):
+        with pytest.raises(ProvisionError, match="does not accept the credentials"), explained(name):
+            connect(name, SECONDS)
     connection.close()
+
+
+def test_a_token_in_clouds_yaml_that_was_revoked(agent: Agent, clouds: Clouds):
+    clouds.federated("site", **PHYSICS)
+    connection = connect("site", SECONDS)
+    token = revoke(connection, clouds.keystone)
+    connection.close()
+    clouds.add("ended", auth_type="v3token", auth={"auth_url": clouds.keystone.url, "token": token, **PHYSICS})
+    assert "does not accept the credentials" in wrong(examine("ended")).words
+    with pytest.raises(ProvisionError, match="does not accept the credentials"), explained("ended"):
+        connect("ended", SECONDS)
 
 
 def command_lines() -> str:
