@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,11 @@ from provision.redact import redact, register
 
 
 @pytest.fixture
-def console(tmp_path: Path) -> Console:
-    return Console(tmp_path / "logs")
+def console(tmp_path: Path) -> Iterator[Console]:
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield Console(tmp_path / "logs")
+    root.handlers[:] = [handler for handler in root.handlers if handler in before]
 
 
 def test_registered_secrets_are_masked_everywhere(console: Console, capsys, tmp_path: Path):
@@ -73,3 +78,11 @@ def test_json_goes_to_standard_output_alone(console: Console, capsys):
 def test_without_a_terminal_nobody_has_agreed(console: Console, monkeypatch):
     monkeypatch.setattr("sys.stdin.isatty", lambda: False)
     assert console.confirm("Really?") is False
+
+
+def test_warnings_of_the_toolkit_are_shown_and_those_of_libraries_are_kept(console: Console, capsys, tmp_path: Path):
+    logging.getLogger("provision").warning("The cloud answered %s.", 503)
+    logging.getLogger("urllib3").warning("a pool is full")
+    assert capsys.readouterr().err.splitlines() == ["  The cloud answered 503."]
+    [log] = (tmp_path / "logs").iterdir()
+    assert "a pool is full" in log.read_text()
