@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -97,12 +97,15 @@ def adopt(found: Found, cloud_name: str, home: Home, identity: Path | None = Non
     return record
 
 
-def remove(found: Found, cloud: Cloud, cloud_name: str, home: Home, progress: Progress) -> None:
+def remove(
+    found: Found, cloud: Cloud, cloud_name: str, home: Home, progress: Progress, say: Callable[[str], None]
+) -> None:
     """Remove an orphan; a kill in the middle leaves a record, with which `provision delete` goes on."""
     record = adopt(found, cloud_name, home)
     folder = next(folder for folder in home.folders() if folder.load().uid == record.uid)
-    with folder.lock():
-        undo(cloud, Platform(record, folder), progress)
+    platform = Platform(record, folder)
+    with folder.lock(), cloud.exclusively(platform, say):
+        undo(cloud, platform, progress)
 
 
 def _spec(found: Found, cloud_name: str) -> PlatformSpec:

@@ -111,7 +111,7 @@ def collect(
     if not yes and not out.confirm(f"Remove {len(orphans)} orphans?"):
         raise UsageError("Nothing was removed.", "Answer y, or give --yes where there is no terminal.")
     for orphan in orphans:
-        adoption.remove(orphan, opened, cloud, home(), out)
+        adoption.remove(orphan, opened, cloud, home(), out, out.say)
     out.say(f"{len(orphans)} orphans are gone.")
 
 

@@ -64,6 +64,15 @@ def open_platform(name: str) -> Opened:
 
 
 @contextmanager
+def alone(name: str) -> Iterator[Opened]:
+    """The open platform of that name, with no other command on it at work, on this computer or on another."""
+    with home().folder(name).lock():
+        opened = open_platform(name)
+        with opened.cloud.exclusively(opened.platform, console().say):
+            yield opened
+
+
+@contextmanager
 def connected(name: str) -> Iterator[Remote]:
     """A connection to the ready platform of that name."""
     from provision.remote import Remote

@@ -131,7 +131,8 @@ def create(
         if not plan.resumed and not yes and not out.confirm("Create this platform?"):
             raise UsageError("Nothing was created.", "Answer y, or give --yes where there is no terminal.")
         out.say(f"{'Going on with' if plan.resumed else 'Creating'} {wanted.name}")
-        record = plan.execute(out)
+        with plan.cloud.exclusively(plan.platform, out.say):
+            record = plan.execute(out)
     if as_json:
         out.emit(record.model_dump(mode="json"))
         return

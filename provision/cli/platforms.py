@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from provision.cli.context import console, home, open_platform
+from provision.cli.context import alone, console, home, open_platform
 from provision.errors import ProvisionError, UsageError
 
 if TYPE_CHECKING:
@@ -109,8 +109,7 @@ def start(name: str = _NAME) -> None:
     from provision.plan import SSH_SECONDS, connect
     from provision.remote import Remote
 
-    with home().folder(name).lock():
-        opened = open_platform(name)
+    with alone(name) as opened:
         with console().stage(f"starting {name}"):
             opened.cloud.start(opened.platform)
         with console().stage("verified SSH connection"):
@@ -121,10 +120,8 @@ def start(name: str = _NAME) -> None:
 
 def stop(name: str = _NAME) -> None:
     """Stop a platform's machine. Its disk and its address are kept."""
-    with home().folder(name).lock():
-        opened = open_platform(name)
-        with console().stage(f"stopping {name}"):
-            opened.cloud.stop(opened.platform)
+    with alone(name) as opened, console().stage(f"stopping {name}"):
+        opened.cloud.stop(opened.platform)
 
 
 def delete(
@@ -160,7 +157,8 @@ def delete(
             raise UsageError("Nothing was removed.", "Answer y, or give --yes where there is no terminal.")
         if uninstall:
             _uninstall(opened)
-        undo(opened.cloud, opened.platform, out)
+        with opened.cloud.exclusively(opened.platform, out.say):
+            undo(opened.cloud, opened.platform, out)
     out.say(f"{name} is gone.")
 
 
@@ -170,7 +168,8 @@ def _installed(opened: Opened) -> list[Resource]:
 
     if opened.cloud.kind != "existing":
         raise UsageError(
-            f"The machine of {opened.record.name} was made by the toolkit; it is deleted whole.", "Leave out --uninstall."
+            f"The machine of {opened.record.name} was made by the toolkit; it is deleted whole.",
+            "Leave out --uninstall.",
         )
     with Remote(opened.folder) as remote:
         return installed(remote)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -207,6 +208,18 @@ class Cloud(ABC):
     @abstractmethod
     def stop(self, platform: Platform) -> None:
         """Stop the machine and return when the cloud says that it does not run any more."""
+
+    def exclusively(self, platform: Platform, say: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Keep commands of other computers off the platform for as long as the context lasts; waits for them first.
+
+        Nothing is to be done where a platform can be managed from one computer only: there its lock file serves.
+
+        Args:
+            platform: what is worked on.
+            say: told for whom is waited.
+        """
+        del platform, say
+        return nullcontext()
 
     def usage(self, platform: Platform) -> Usage:
         """How long the machine has run, as far as the cloud tells; nothing is known where it does not."""

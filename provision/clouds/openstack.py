@@ -11,13 +11,14 @@ import base64
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from provision.clouds import _explain
 from provision.clouds._credentials import agent_account, connect, explained, parted, read_entry
+from provision.clouds._lease import Lease
 from provision.clouds._marks import (
     COLLECTIONS,
     HOST_KEY,
@@ -93,6 +94,7 @@ class OpenStackCloud(Cloud):
         self.name = name
         self._pauses = pauses
         self._conn: Any = None
+        self._lease: Lease | None = None
 
     def insist(self, call: Callable[[], T], again: Callable[[], T] | None = None) -> T:
         """Call, and after a passing failure call `again`, by default the same; see `_retry.insist`.
@@ -295,11 +297,16 @@ class OpenStackCloud(Cloud):
                 made = make(platform, values)
                 return find(platform, values) or made
 
+            def look() -> Resource | None:
+                if self._lease is not None:
+                    self._lease.renew()
+                return find(platform, values)
+
             return Step(
                 key,
                 title,
                 seconds,
-                lambda: self.insist(lambda: find(platform, values)),
+                lambda: self.insist(look),
                 lambda: self.insist(lambda: make(platform, values), make_again),
             )
 
@@ -614,6 +621,20 @@ class OpenStackCloud(Cloud):
         return _STATES.get(server.status, "error") if server else "missing"
 
     @_insistent
+    @contextmanager
+    def exclusively(self, platform: Platform, say: Callable[[str], None]) -> Iterator[None]:
+        """See the contract."""
+
+        def find() -> Any:
+            return self.insist(lambda: self._ours("security_groups", platform))
+
+        def rename(group: Any, name: str) -> None:
+            self.conn.network.update_security_group(group, if_revision=group.revision_number, name=name)
+
+        self._lease = Lease(platform, find, rename)
+        with explained(self.name), self._lease.held(say):
+            yield
+
     def usage(self, platform: Platform) -> Usage:
         """See the contract."""
         server = self._server(platform)
