@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import ipaddress
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -80,6 +81,16 @@ def _from_here(request: Request) -> bool:
     return here and not forwarded
 
 
+def _few_arenas() -> None:
+    """Have all threads share two heaps: of one for each, the free pieces add up to 5 kB with each job that passes.
+
+    Where the C library is not glibc there is no such choice (mallopt(3), M_ARENA_MAX).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-8, 2)
+
+
 def create_app(
     settings: Settings,
     executor: Executor,
@@ -98,6 +109,7 @@ def create_app(
 
     Raises UsageError or MlaasError when a file, folder or the database of the settings cannot be used.
     """
+    _few_arenas()
     settings.data.mkdir(parents=True, exist_ok=True)
     for name in ("workspaces", "jobs", "repository"):
         (settings.data / name).mkdir(mode=0o750, exist_ok=True)
