@@ -225,7 +225,7 @@ def _prepare(folder: Path, provider: OidcProvider) -> Keystone:
 def _filled_once() -> Path:
     """A folder with Keystone's keys and a database that has its schema and an administrator."""
     version = output("dpkg-query", "-W", "keystone")
-    folder = _CACHE / f"keystone-{hashlib.sha256(version.encode()).hexdigest()[:12]}"
+    folder = _CACHE / f"keystone-{hashlib.sha256(f'{version} {REGIONS[0]}'.encode()).hexdigest()[:12]}"
     if folder.exists():
         return folder
     _CACHE.mkdir(exist_ok=True)

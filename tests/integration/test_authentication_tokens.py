@@ -10,8 +10,6 @@ import json
 import math
 import os
 import random
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from mlaas4hep.service.authentication import JwtAuthenticator, authenticator, po
 from mlaas4hep.service.identity import AuthenticationError, Role
 from mlaas4hep.service.policy import PolicyFile
 from tests.debian import lacking
+from tests.federation.agent import PROGRAMS, oidc_agent
 from tests.oidc import fixtures
 from tests.oidc.fixtures import ask, need_provider, trusting
 from tests.oidc.provider import AUDIENCE, OidcProvider, make_certificate, oidc_provider
@@ -337,36 +336,8 @@ def test_unreachable_or_untrusted_provider(own_folder: Path, tmp_path: Path) -> 
 
 def test_oidc_agent(service: JwtAuthenticator, oidc: OidcProvider, tmp_path: Path) -> None:
     """The command line of grid users: oidc-agent keeps a refresh token and hands out access tokens."""
-    if reason := lacking({"oidc-agent": "oidc-agent-cli"}):
+    if reason := lacking(PROGRAMS):
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OIDC_AGENT_CONFIG": str(tmp_path / "agent")}
-    program = shutil.which("oidc-agent")
-    assert program
-    (tmp_path / "password").write_text("password of the test")
-    log = (tmp_path / "agent.log").open("wb")
-    agent = subprocess.Popen(
-        [program, "--console", "--quiet", "--no-autoreauthenticate", f"--socket-path={tmp_path}/socket"],
-        env=environment,
-        stdout=log,
-        stderr=log,
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "socket").exists():
-            assert agent.poll() is None and time.monotonic() < deadline, (tmp_path / "agent.log").read_text()
-        environment |= {"OIDC_SOCK": str(tmp_path / "socket"), "RT": oidc.user_tokens("alice")["refresh_token"]}
-        words = ["--manual", f"--iss={oidc.issuer}", "--client-id=agent", "--client-secret=agents-secret"]
-        words += [f"--cp={oidc.ca_file}", "--scope=openid offline_access wlcg.groups", "--rt-env=RT"]
-        words += ["--redirect-uri=http://localhost:4242", f"--pw-file={tmp_path}/password", "--confirm-default"]
-        words += ["--prompt=none", "--no-url-call", "--no-webserver", "--no-scheme"]
-        made = subprocess.run(
-            ["oidc-gen", "test", *words], env=environment, capture_output=True, text=True, check=False
-        )
-        assert made.returncode == 0, made.stdout + made.stderr
-        got = subprocess.run(["oidc-token", "test"], env=environment, capture_output=True, text=True, check=False)
-        assert got.returncode == 0, got.stdout + got.stderr
-        assert ask(service, got.stdout.strip()).roles == {Role.SUBMIT, Role.SERVE}
-    finally:
-        agent.kill()
-        agent.wait()
-        log.close()
+    with oidc_agent(tmp_path / "agent", "--no-autoreauthenticate") as agent:
+        agent.add("test", oidc, "alice")
+        assert ask(service, agent.token("test")).roles == {Role.SUBMIT, Role.SERVE}
