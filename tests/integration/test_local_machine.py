@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -189,6 +191,34 @@ def test_stop_and_start_keep_disk_and_address(cloud: LocalCloud, machine: Platfo
     assert cloud.access(machine) == address
     with ssh(cloud, machine) as remote:
         assert remote.run(["ls", "kept"]) == "kept\n"
+
+
+# what would be found by a machine that has been idle since 1970, again and again until the powering off
+IDLE = """
+while :; do
+    echo '{"checked": 1, "cpu_seconds": 0, "idle_since": 1}' >/run/platform/activity.json
+    python3 /root/platform-activity 3600
+    sleep 0.2
+done
+"""
+
+
+@pytest.mark.machine
+def test_a_machine_that_nobody_uses_powers_itself_off_and_is_started_again(cloud: LocalCloud, machine: Platform):
+    script = (REPOSITORY / "roles/base/files/platform-activity").read_text()
+    with ssh(cloud, machine) as remote:
+        remote.run(["sudo", "tee", "/root/platform-activity"], stdin=script)
+        remote.run(["sudo", "python3", "/root/platform-activity", "1"])
+        state = json.loads(remote.run(["cat", "/run/platform/activity.json"]))
+        assert (state["busy"], state["idle_since"]) == ("a connection to port 22", None)
+        remote.run(["sudo", "systemd-run", "--unit=looks", "sh", "-c", IDLE])
+    end = time.monotonic() + 120
+    while cloud.state(machine) != "stopped":
+        assert time.monotonic() < end, cloud.console(machine)
+        time.sleep(0.2)
+    cloud.start(machine)
+    with ssh(cloud, machine) as remote:
+        assert remote.run(["systemctl", "is-system-running", "--wait"]).strip() == "running"
 
 
 @pytest.mark.machine
