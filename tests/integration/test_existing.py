@@ -147,3 +147,9 @@ def test_a_machine_of_the_toolkits_own_is_not_uninstalled(user_home: Path):
     Home().folder("own").save(Record(name="own", uid="0123456789", owner="test", toolkit="0", spec=spec))
     assert "it is deleted whole" in Command(user_home).fails("delete", "own", "--uninstall", "--yes", status=2)
     assert Home().folder("own").record_file.exists()
+
+
+@needs_sudo
+def test_a_host_has_no_commands_to_explain_the_plan_by(way: PlatformSpec):
+    with pytest.raises(UsageError, match="no commands of its own"):
+        make_plan(way, Home(), bare=True).explain()
