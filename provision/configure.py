@@ -155,6 +155,13 @@ def run_playbook(
     return result
 
 
+def slowest_tasks(folder: Folder, most: int = 10) -> list[tuple[str, float]]:
+    """The tasks that took longest when roles were last applied to the platform, with their seconds."""
+    results = sorted(folder.logs.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    seconds = json.loads(results[-1].read_text())["seconds"] if results else {}
+    return sorted(seconds.items(), key=lambda task: -task[1])[:most]
+
+
 def _task(data: dict[str, Any]) -> str:
     name = str(data.get("task", ""))
     role = data.get("role")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from provision.cli.context import console, home
+from provision.cli.platforms import show_slowest
 from provision.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def create(
     explain: bool = typer.Option(
         False, "--explain", help="Print the plan as a script of `openstack` commands that makes the same, and end."
     ),
+    timing: bool = typer.Option(False, "--timing", help="Name the tasks that took longest, at the end."),
     as_json: bool = typer.Option(False, "--json", help="Print plan or record as JSON on standard output."),
 ) -> None:
     """Create a platform, or finish one that was interrupted.
@@ -144,6 +146,8 @@ def create(
         if wanted.domain:
             out.say(f"  https://{wanted.domain}   the service, once the name leads to {where}")
     out.say(f"  provision delete {record.name}          remove everything that was made")
+    if timing and not bare:
+        show_slowest(plan.platform.folder)
 
 
 def show(plan: Plan) -> None:

@@ -12,7 +12,7 @@ from provision.errors import ProvisionError, UsageError
 
 if TYPE_CHECKING:
     from provision.cli.context import Opened
-    from provision.record import Record, Resource
+    from provision.record import Folder, Record, Resource
     from provision.usage import Prices, Status
 
 _NAME = typer.Argument(help="Name of the platform.")
@@ -65,7 +65,11 @@ def _summary(record: Record) -> dict[str, str]:
     }
 
 
-def show(name: str = _NAME, as_json: bool = _JSON) -> None:
+def show(
+    name: str = _NAME,
+    timing: bool = typer.Option(False, "--timing", help="Name the tasks that took longest."),
+    as_json: bool = _JSON,
+) -> None:
     """Show a platform: state, address, all that was made for it."""
     from provision.usage import read_prices, status_of
 
@@ -84,6 +88,16 @@ def show(name: str = _NAME, as_json: bool = _JSON) -> None:
         for entry in record.ledger
     ]
     console().table(["step", "state", "resource", "at", "seconds"], rows)
+    if timing:
+        show_slowest(opened.folder)
+
+
+def show_slowest(folder: Folder) -> None:
+    """The tasks of the roles that took longest."""
+    from provision.configure import slowest_tasks
+
+    console().data("")
+    console().table(["slowest task", "seconds"], [(task, f"{seconds:.1f}") for task, seconds in slowest_tasks(folder)])
 
 
 def ssh(
