@@ -51,13 +51,21 @@ class Lease:
         find: asks the cloud for the platform's security group (None before it is made and after it is removed).
         rename: gives the group another name; raises `openstack.exceptions.PreconditionFailedException` when it was
             changed since it was found.
+        insist: calls what it is given, again after passing failures of the cloud.
     """
 
-    def __init__(self, platform: Platform, find: Callable[[], Any], rename: Callable[[Any, str], object]) -> None:
+    def __init__(
+        self,
+        platform: Platform,
+        find: Callable[[], Any],
+        rename: Callable[[Any, str], object],
+        insist: Callable[[Callable[[], _Held | None]], _Held | None],
+    ) -> None:
         self._plain = resource_name(platform)
         self._platform = platform.name
         self._find = find
         self._rename = rename
+        self._insist = insist
         computer = socket.gethostname()
         # of people by a name, and exactly by where the record lies
         self._owner = re.sub(r"\s", "_", f"{getpass.getuser()}@{computer}")[:64]
@@ -68,7 +76,7 @@ class Lease:
     def held(self, say: Callable[[str], None]) -> Iterator[None]:
         """Have it for as long as this lasts; says once for whom it waits."""
         told = ""
-        while (held := self._take()) is not None:
+        while (held := self._insist(self._take)) is not None:
             words = (
                 f"Waiting for {held.owner}, who works on {self._platform} (until {held.until:%H:%M} UTC at most) ..."
             )
@@ -103,13 +111,14 @@ class Lease:
         return None
 
     def _give_back(self) -> None:
+        from keystoneauth1 import exceptions as keystone
         from openstack import exceptions as sdk
 
         if self._until is None:
             return
         self._until = None
         # whatever went wrong before must be told, and not that the lease now has to end by itself
-        with suppress(sdk.SDKException):
+        with suppress(sdk.SDKException, keystone.ClientException):
             group = self._find()
             held = _Held.read(group.name or "") if group else None
             if held and held.key == self._key:

@@ -620,21 +620,21 @@ class OpenStackCloud(Cloud):
         server = self._server(platform)
         return _STATES.get(server.status, "error") if server else "missing"
 
-    @_insistent
     @contextmanager
     def exclusively(self, platform: Platform, say: Callable[[str], None]) -> Iterator[None]:
         """See the contract."""
 
         def find() -> Any:
-            return self.insist(lambda: self._ours("security_groups", platform))
+            return self._ours("security_groups", platform)
 
         def rename(group: Any, name: str) -> None:
             self.conn.network.update_security_group(group, if_revision=group.revision_number, name=name)
 
-        self._lease = Lease(platform, find, rename)
+        self._lease = Lease(platform, find, rename, self.insist)
         with explained(self.name), self._lease.held(say):
             yield
 
+    @_insistent
     def usage(self, platform: Platform) -> Usage:
         """See the contract."""
         server = self._server(platform)
