@@ -21,13 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.debian import lacking
 from tests.devcloud import packages
 from tests.devcloud.commands import DevcloudError, output
 from tests.oidc.provider import AUDIENCE, OidcProvider, free_port, make_certificate
 
-PROGRAMS = {"apache2": "apache2-bin", "keystone-manage": "keystone"}
-MODULES = ("libapache2-mod-auth-openidc", "libapache2-mod-wsgi-py3")
+PACKAGES = ("apache2-bin", "keystone", "libapache2-mod-auth-openidc", "libapache2-mod-wsgi-py3")
 IDENTITY_PROVIDER = "iam"
 PROTOCOLS = {"openid": AUDIENCE, "elsewhere": "https://another.test"}
 """The protocols of the identity provider, and the audience that each demands of a token."""
@@ -156,17 +154,21 @@ class Keystone:
         return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
 
 
-def lacking_keystone() -> str:
-    """Why Keystone cannot be started here, or ""."""
-    if reason := lacking(PROGRAMS):
-        return reason
+def lacking_packages(*more: str) -> str:
+    """Why Keystone cannot be started here, or "".
+
+    Args:
+        more: further Debian packages that a test needs.
+    """
+    names = (*PACKAGES, *more)
     try:
-        if missing := packages.missing(MODULES):
-            if os.geteuid() != 0:
-                return f"needs the Debian packages {' and '.join(missing)}"
+        missing = packages.missing(names)
+        if missing and os.geteuid() != 0:
+            return f"needs the Debian packages {' and '.join(missing)}"
+        if missing:
             packages.install(missing)
     except (DevcloudError, OSError) as error:
-        return f"the Debian packages {' and '.join(MODULES)} cannot be installed: {error}"
+        return f"the Debian packages {' and '.join(names)} cannot be installed: {error}"
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -22,9 +23,8 @@ from provision.doctor import Finding
 from provision.errors import ProvisionError, UsageError
 from provision.login import Login, examine
 from tests.conftest import Command
-from tests.debian import lacking
 from tests.federation.agent import PROGRAMS, Agent, oidc_agent
-from tests.federation.keystone import PROJECTS, REGIONS, Keystone, federated_keystone, lacking_keystone
+from tests.federation.keystone import PROJECTS, REGIONS, Keystone, federated_keystone, lacking_packages
 from tests.oidc.fixtures import need_provider
 from tests.oidc.provider import AUDIENCE, OidcProvider, oidc_provider
 
@@ -42,7 +42,7 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OidcProvider]
 
 @pytest.fixture(scope="module")
 def keystone(provider: OidcProvider) -> Iterator[Keystone]:
-    if reason := lacking_keystone() or lacking(PROGRAMS):
+    if reason := lacking_packages(*PROGRAMS.values(), "faketime"):
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
     with federated_keystone(provider) as running:
         yield running
@@ -176,6 +176,22 @@ def test_passwords_that_are_wrong_and_projects_that_are(clouds: Clouds):
     for entry in ("wrong", "project"):
         with pytest.raises(ProvisionError, match="does not accept the credentials"), explained(entry):
             connect(entry, SECONDS)
+
+
+def test_a_wrong_clock_of_this_computer_is_told(agent: Agent, clouds: Clouds, user_home: Path):
+    clouds.federated("site", **PHYSICS)
+    provision = Command(user_home, OS_CLIENT_CONFIG_FILE=str(clouds.file), OIDC_SOCK=agent.environment["OIDC_SOCK"])
+    done = subprocess.run(
+        ["faketime", "-f", "+2h", "provision", "login", "site"],
+        env=provision.environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(r"^BAD  clock +7\d\d\d s ahead of the cloud's$", done.stdout, re.M), done.stdout
+    assert "Set this computer's clock" in done.stderr
 
 
 def revoke(connection: Any, keystone: Keystone) -> str:
