@@ -73,9 +73,10 @@ def examine(cloud: str) -> Login:
             entry = _credentials.read_entry(cloud)
             connection = _credentials.open_connection(entry, REQUEST_SECONDS)
     except ProvisionError as error:
-        return _wrong(login, "clouds.yaml", error)
+        _wrong(login, "clouds.yaml", error)
+        return login
     try:
-        _examine(login, _Session(cloud, connection))
+        _examine(login, _Session(connection))
     finally:
         connection.close()
     return login
@@ -84,9 +85,7 @@ def examine(cloud: str) -> Login:
 class _Session:
     """A connection that is being tried."""
 
-    def __init__(self, cloud: str, connection: Any) -> None:
-        self.cloud = cloud
-        self.connection = connection
+    def __init__(self, connection: Any) -> None:
         self.session = connection.session
         self.plugin = connection.session.auth
         self.entry = connection.config
@@ -111,9 +110,8 @@ class _Session:
         return self.session.get(f"{self.keystone}{path}", **more).json()
 
 
-def _wrong(login: Login, check: str, error: ProvisionError) -> Login:
+def _wrong(login: Login, check: str, error: ProvisionError) -> None:
     login.findings.append(Finding(check, False, error.message, error.remedy))
-    return login
 
 
 def _examine(login: Login, tried: _Session) -> None:
@@ -121,6 +119,11 @@ def _examine(login: Login, tried: _Session) -> None:
 
     login.url = str(tried.auth.get("auth_url", ""))
     login.how = _how(tried)
+    if not hasattr(tried.plugin, "get_access"):
+        login.findings.append(
+            Finding("credentials", False, f"Nobody logs in by {tried.kind}.", "Choose another auth_type.")
+        )
+        return
     try:
         with _credentials.explained(login.cloud):
             answer = tried.session.get(tried.keystone, authenticated=False, raise_exc=False)

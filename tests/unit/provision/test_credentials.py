@@ -18,7 +18,7 @@ from provision.clouds import _oidc_agent
 from provision.clouds._credentials import clouds, explained, read_entry
 from provision.clouds._oidc_agent import access_token
 from provision.errors import ProvisionError, UsageError
-from provision.login import clock_finding, examine_all
+from provision.login import clock_finding, examine, examine_all
 from provision.redact import redact
 
 FEDERATED: dict[str, Any] = {
@@ -90,6 +90,12 @@ def test_entries_that_cannot_be_used(file: Path):
     file.write_text("clouds: [")
     with pytest.raises(UsageError, match=r"clouds\.yaml cannot be used: .*line 1, column 10"):
         clouds()
+
+
+def test_an_entry_without_a_login_is_told(file: Path):
+    write(file, site={"auth_type": "none", "auth": {"endpoint": "https://site.test"}})
+    finding = examine("site").wrong
+    assert finding is not None and finding.words == "Nobody logs in by none."
 
 
 def test_what_the_agent_tells_of_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
