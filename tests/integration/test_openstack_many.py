@@ -26,7 +26,7 @@ from .killed import killed
 # the SDK reads fields of limits that it has deprecated itself
 pytestmark = [pytest.mark.cloud, pytest.mark.filterwarnings("ignore::openstack.warnings.RemovedFieldWarning")]
 
-CREATIONS = int(os.environ.get("CREATIONS", "3"))
+CREATIONS = int(os.environ.get("CREATIONS", "2"))
 AT_ONCE = 2  # of so many routers is the development cloud's quota
 KILLED_IN = ("server", "network", "floating-ip", "router", "security-group", "router-interface", "subnet")
 
