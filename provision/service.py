@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,18 @@ def listening(remote: Remote) -> set[int]:
     return ports
 
 
+def await_service(remote: Remote, seconds: float) -> set[int]:
+    """The ports at which the machine listens, once those of a platform's service are among them, or after `seconds`.
+
+    It takes some seconds from the start of the service's unit until it listens.
+    """
+    end = time.monotonic() + seconds
+    while not (ports := listening(remote)) >= _OF_SERVICE and time.monotonic() < end:
+        time.sleep(1)
+    return ports
+
+
+_OF_SERVICE = {PORT, 8081, 8082}
 _LISTENS = "0A"
 """The state of a listening socket in /proc/net/tcp (Linux' include/net/tcp_states.h)."""
 

@@ -11,6 +11,8 @@ import typer
 from provision.cli.context import console, open_platform
 from provision.errors import ProvisionError, UsageError
 
+SERVICE_SECONDS = 60
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -39,7 +41,12 @@ def connect(
         signal.signal(ending, signal.default_int_handler)
     try:
         with Remote(opened.folder) as remote, ExitStack() as stack:
-            served = {port for port in service.listening(remote) if port in service.SERVED} | set(ports or ())
+            if opened.record.state == "ready":
+                with console().stage("waiting for the service"):
+                    listening = service.await_service(remote, SERVICE_SECONDS)
+            else:
+                listening = service.listening(remote)
+            served = (listening & set(service.SERVED)) | set(ports or ())
             if not served:
                 raise ProvisionError(
                     f"Nothing that {name} could serve listens there.",
