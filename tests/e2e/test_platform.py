@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from provision.record import Home
+from provision.remote import Remote
+from provision.uninstall import installed, uninstall
 from tests.conftest import REPOSITORY, Command
 from tests.devcloud.fixtures import TestCloud, listing
 from tests.e2e.shared_service import DOMAIN, SharedService
@@ -227,3 +231,61 @@ class TestOnThisComputer:
         ready("start", "here")
         ready("doctor", "here")
         ready("doctor")
+
+    def test_tunnels_lead_to_what_it_serves(self, ready: Command):
+        with subprocess.Popen(
+            ["provision", "connect", "here", "--json"],
+            env=ready.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                lines: list[str] = []
+                # indented JSON ends with a brace at the beginning of a line
+                while lines[-1:] != ["}\n"]:
+                    lines.append(process.stdout.readline())
+                    assert lines[-1], process.communicate()[1]
+                shown = json.loads("".join(lines))
+                urls = {tunnel["name"]: tunnel["url"] for tunnel in shown["tunnels"]}
+                assert {"service", "inference", "inference by gRPC"} <= set(urls)
+                token = Path(shown["token_file"])
+                assert token.stat().st_mode & 0o077 == 0
+                request = urllib.request.Request(
+                    f"{urls['service']}/api/v1/me", headers={"Authorization": f"Bearer {token.read_text().strip()}"}
+                )
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    assert "local" in json.load(answer).values()
+            finally:
+                process.terminate()
+        assert not token.exists()
+
+    def test_the_log_of_its_creation_is_shown(self, ready: Command):
+        assert "TASK [mlaas4hep : Start the service]" in ready("logs", "here", "--provision")
+
+    def test_what_the_roles_installed_is_removed_and_nothing_else(self, ready: Command):
+        """As `delete --uninstall` does with a host that existed before; last of all, for it is the end of `here`."""
+        folder = Home(ready.home / "provision").folder("here")
+        look = "find /etc /opt /usr/local /var/lib /home -xdev -path /var/lib/dpkg -prune -o -print"
+        with Remote(folder) as remote:
+
+            def seen() -> set[str]:
+                return set(remote.run(["sudo", "sh", "-c", look]).splitlines())
+
+            def wrong() -> set[str]:
+                failed = remote.run(["systemctl", "--failed", "--quiet", "--no-legend"]).splitlines()
+                return {*failed, *remote.run(["find", "/etc/systemd/system", "-xtype", "l"]).splitlines()}
+
+            before, there, failed = seen(), installed(remote), wrong()
+            names = {found.id for found in there}
+            assert {"/opt/mlaas4hep", "/var/lib/mlaas4hep", "/usr/local/bin/mlaas4hep", "mlaas4hep"} <= names
+            uninstall(folder, lambda _: None)
+            assert installed(remote) == []
+            gone = {path for path in before - seen() if not any(Path(path).is_relative_to(name) for name in names)}
+            assert {path for path in gone if not path.startswith("/etc/systemd/system/")} == set()
+            assert wrong() <= failed
+            assert remote.run(["dpkg-query", "--show", "--showformat=${Status}", "xrootd-client"]).endswith(
+                " installed"
+            )
+        uninstall(folder, lambda _: None)

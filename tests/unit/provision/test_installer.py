@@ -26,7 +26,7 @@ def reach(folder: Path, told: str) -> dict[str, str]:
         "hosts": "localhost",
         "gather_facts": False,
         "vars_files": [str(VARIABLES)],
-        "vars": {"__mlaas4hep_pip": {"stdout": told}},
+        "vars": {"__mlaas4hep_pip": {"stdout": told}, "ansible_python_interpreter": sys.executable},
         "tasks": [{"ansible.builtin.copy": copy}],
     }
     (folder / "play.yml").write_text(json.dumps([play]))
