@@ -1,8 +1,8 @@
 """Faults of a cloud: a transport that makes chosen calls of the SDK fail, over a real cloud.
 
 `OS_CLIENT_CONFIG_FILE=clouds.yaml python -m tests.faults CLOUD` tries every call of sign-in, create, stop, start and
-delete with every kind of fault, one at a time, and writes the table of docs/faults.md. That takes a quarter of an hour;
-the suite tries the same calls, several in one command, and compares.
+delete with every kind of fault, one at a time, and writes the table of docs/faults.md. That takes an hour;
+the suite tries the dangerous ones, several in one command, and compares.
 """
 
 from __future__ import annotations
@@ -330,19 +330,20 @@ def _expect(found: object, expected: object, what: str, done: bool) -> None:
 
 
 def some(trial: Trial) -> Outcomes:
-    """All calls with an error that lasts; those that write with a lost answer; the first creation with a late one."""
+    """What is dangerous: lost answers of all that writes, late ones of creations, and for some steps lasting errors."""
     outcomes: Outcomes = defaultdict(dict)
     for key in trial.steps:
-        try_all_lasting(trial.creation(key), "error", outcomes)
-        try_all_lasting(trial.removal(key), "error", outcomes)
+        if key in ("security-group", "server"):
+            try_all_lasting(trial.creation(key), "error", outcomes)
+            try_all_lasting(trial.removal(key), "error", outcomes)
         try_writing(trial.creation(key), "lost", 4, outcomes)
         if key.startswith("router"):
             continue  # Neutron takes seconds for what concerns routers
         try_writing(trial.removal(key), "lost", 4, outcomes)
         try_writing(trial.creation(key), "late", 1, outcomes)
     for operation in trial.repeatable():
-        try_one_at_a_time(operation, "error", True, outcomes)
-        try_one_at_a_time(operation, "late", False, outcomes)
+        if operation.name not in ("create: plan", "delete: what is there"):  # many calls, all of them reading
+            try_one_at_a_time(operation, "error", True, outcomes)
     for verb in ("stop", "start"):
         try_all_lasting(trial.power(verb), "error", outcomes)
     for kind in ("lost", "late"):
