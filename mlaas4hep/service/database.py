@@ -179,6 +179,8 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+    # kB, of each of the pool's connections; more would only repeat what the kernel's page cache holds
+    connection.execute("PRAGMA cache_size = -512")
 
 
 def _begin_sqlite(connection: Any) -> None:
