@@ -333,7 +333,7 @@ def some(trial: Trial) -> Outcomes:
     """What is dangerous: lost answers of all that writes, late ones of creations, and for some steps lasting errors."""
     outcomes: Outcomes = defaultdict(dict)
     for key in trial.steps:
-        if key in ("security-group", "server"):
+        if key == "server":
             try_all_lasting(trial.creation(key), "error", outcomes)
             try_all_lasting(trial.removal(key), "error", outcomes)
         try_writing(trial.creation(key), "lost", 4, outcomes)

@@ -124,8 +124,9 @@ def test_a_dry_run_shows_the_plan_and_makes_nothing(provision: Command, openstac
 def test_killed_after_each_step_it_finishes_and_makes_nothing_twice(provision: Command, openstack_cloud: TestCloud):
     before = listing(openstack_cloud)
     create = ["create", "killed", "--cloud", openstack_cloud.name, *SMALL]
-    for step in STEPS:
-        if step in ("server", "floating-ip"):
+    # between the others lies one request each, as test_openstack_faults has it fail
+    for step in ("security-group", "subnet", "router-interface", "server", "floating-ip", "host-key"):
+        if step == "server":
             killed(provision, step, "intended", *create)
         killed(provision, step, "made", *create)
         # a deletion now would remove all that is there, what the ledger does not know yet included
@@ -143,7 +144,7 @@ def test_killed_after_each_step_it_finishes_and_makes_nothing_twice(provision: C
     assert listing(openstack_cloud) == before
 
 
-@pytest.mark.parametrize("step", STEPS[1:8:2])
+@pytest.mark.parametrize("step", ["subnet", "floating-ip"])
 def test_what_a_kill_left_is_deleted(provision: Command, openstack_cloud: TestCloud, step: str):
     before = listing(openstack_cloud)
     killed(provision, step, "made", "create", "half", "--cloud", openstack_cloud.name, *SMALL)

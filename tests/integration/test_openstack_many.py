@@ -1,6 +1,6 @@
 """Many creations and deletions, some at once and some killed: nothing is left, and nothing else is touched.
 
-`CREATIONS=20` makes it 20; the suite is content with fewer.
+It takes a minute for each, so that the suite leaves it to `CREATIONS=20`, and tries each fault by itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .killed import killed
 # the SDK reads fields of limits that it has deprecated itself
 pytestmark = [pytest.mark.cloud, pytest.mark.filterwarnings("ignore::openstack.warnings.RemovedFieldWarning")]
 
-CREATIONS = int(os.environ.get("CREATIONS", "2"))
+CREATIONS = int(os.environ.get("CREATIONS", "0"))
 AT_ONCE = 2  # of so many routers is the development cloud's quota
 KILLED_IN = ("server", "network", "floating-ip", "router", "security-group", "router-interface", "subnet")
 
@@ -80,6 +80,7 @@ def same_marks_elsewhere(openstack_cloud: TestCloud) -> Iterator[None]:
     connection.close()
 
 
+@pytest.mark.skipif(not CREATIONS, reason="takes a minute for each creation; CREATIONS=20 runs it")
 def test_many_platforms_come_and_go(
     openstack_cloud: TestCloud,
     user_home: Path,

@@ -72,7 +72,7 @@ def test_its_environment_is_what_it_is_given(bubblewrap: None) -> None:
 
 
 def test_temporary_files_are_bounded(bubblewrap: None) -> None:
-    done = inside("dd", "if=/dev/zero", "of=/tmp/x", "bs=64K", "count=64", temporary=2**20)
+    done = inside("dd", "if=/dev/zero", "of=/tmp/filling", "bs=64K", "count=64", temporary=2**20)
     assert done.returncode != 0
     assert "No space left on device" in done.stderr
 

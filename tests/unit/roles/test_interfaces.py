@@ -17,7 +17,7 @@ from mlaas4hep.service.settings import load_settings
 
 CHECKOUT = Path(__file__).parents[3]
 ROLES = sorted(path for path in (CHECKOUT / "roles").iterdir() if path.is_dir())
-PLAYBOOKS = sorted((CHECKOUT / "playbooks").rglob("*.yml"))
+PLAYBOOKS = sorted((CHECKOUT / "playbooks").glob("*.yml"))
 
 each_role = pytest.mark.parametrize("role", ROLES, ids=lambda path: path.name)
 
