@@ -167,7 +167,8 @@ class Process:
     @property
     def started_at(self) -> datetime:
         """When it was started, to the second."""
-        booted = int(re.search(r"^btime (\d+)$", Path("/proc/stat").read_text(), re.MULTILINE)[1])  # type: ignore[index]
+        facts = dict(line.partition(" ")[::2] for line in Path("/proc/stat").read_text().splitlines())
+        booted = int(facts["btime"])
         return datetime.fromtimestamp(booted + self.start // os.sysconf("SC_CLK_TCK"), UTC)
 
     @classmethod

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from provision.remote import make_key
+from provision.spec import PlatformSpec, make_spec
 from tests.debian import lacking
 
 
@@ -83,3 +85,31 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
     process.terminate()
     process.wait()
     log.close()
+
+
+@pytest.fixture
+def way(user_home: Path, sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlatformSpec:
+    """The user's own ssh leads to the host: key and known_hosts are the user's."""
+    ssh = user_home / ".ssh"
+    ssh.mkdir(mode=0o700)
+    sshd.admit(make_key(ssh / "id_ed25519", "user"))
+    (ssh / "known_hosts").write_text(sshd.known_hosts_line())
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    # OpenSSH finds its files by the user database: point it to this test's home
+    for name in ("ssh", "ssh-keygen"):
+        options = {
+            "ssh": f"-o IdentityFile={ssh}/id_ed25519 -o UserKnownHostsFile={ssh}/known_hosts",
+            "ssh-keygen": "",
+        }[name]
+        real = shutil.which(name)
+        script = f'#!/bin/sh\ncase " $* " in *" -F "*) exec {real} "$@" ;; esac\nexec {real} {options} "$@"\n'
+        if name == "ssh-keygen":
+            script = f'#!/bin/sh\n[ "$1" = -F ] && exec {real} "$@" -f {ssh}/known_hosts\nexec {real} "$@"\n'
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/sbin:/usr/bin:/sbin:/bin")
+    return make_spec({"name": "lab", "cloud": f"ssh:{sshd.user}@127.0.0.1:{sshd.port}"})
+
+
+needs_sudo = pytest.mark.skipif(shutil.which("sudo") is None, reason="needs sudo on this computer")

@@ -10,11 +10,11 @@ from pathlib import Path
 from provision.spec import PlatformSpec
 from tests.conftest import Command
 
-from .test_existing import needs_sudo, way  # noqa: F401  (a fixture)
+from .conftest import needs_sudo
 
 
 @needs_sudo
-def test_ten_commands_at_once_take_turns(way: PlatformSpec, user_home: Path):  # noqa: F811
+def test_ten_commands_at_once_take_turns(way: PlatformSpec, user_home: Path):
     command = Command(user_home)
     create = ["create", "lab", "--cloud", way.cloud, "--bare", "--yes"]
     delete = ["delete", "lab", "--yes"]

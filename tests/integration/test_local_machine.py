@@ -197,7 +197,7 @@ def test_stop_and_start_keep_disk_and_address(cloud: LocalCloud, machine: Platfo
 IDLE = """
 while :; do
     echo '{"checked": 1, "cpu_seconds": 0, "idle_since": 1}' >/run/platform/activity.json
-    python3 /root/platform-activity 3600
+    python3 /usr/local/sbin/platform-activity 3600
     sleep 0.2
 done
 """
@@ -207,8 +207,8 @@ done
 def test_a_machine_that_nobody_uses_powers_itself_off_and_is_started_again(cloud: LocalCloud, machine: Platform):
     script = (REPOSITORY / "roles/base/files/platform-activity").read_text()
     with ssh(cloud, machine) as remote:
-        remote.run(["sudo", "tee", "/root/platform-activity"], stdin=script)
-        remote.run(["sudo", "python3", "/root/platform-activity", "1"])
+        remote.run(["sudo", "tee", "/usr/local/sbin/platform-activity"], stdin=script)
+        remote.run(["sudo", "python3", "/usr/local/sbin/platform-activity", "1"])
         state = json.loads(remote.run(["cat", "/run/platform/activity.json"]))
         assert (state["busy"], state["idle_since"]) == ("a connection to port 22", None)
         remote.run(["sudo", "systemd-run", "--unit=looks", "sh", "-c", IDLE])
