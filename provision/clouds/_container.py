@@ -34,18 +34,33 @@ STOP_SECONDS = 30
 GROUP_SECONDS = 3
 
 # Each boot joins the control groups $1 by itself, for they must hold no other process. Status 133 asks for a reboot.
-# After any other end nothing of the machine may live on: its PID 1 would, were systemd-nspawn killed.
+# The boot of a reboot that fails (a status of its own, no signal) is tried again: what it lacks, of which other machines
+# took more for a moment, may be free again. After any other end nothing of the machine may live on: its PID 1 would, were
+# systemd-nspawn killed.
 _LOOP = """
 groups=$1
 shift
+left=0
 while :; do
     (for group in $groups; do echo 0 > "$group/cgroup.procs" || exit 1; done; exec "$@")
-    [ $? -eq 133 ] || break
+    status=$?
+    if [ $status -eq 133 ]; then
+        left=10
+    elif [ $status -eq 0 ] || [ $status -gt 127 ] || [ $left -eq 0 ]; then
+        break
+    else
+        left=$((left - 1))
+        sleep 1
+    fi
 done
 for group in $groups; do
     [ ! -e "$group/cgroup.kill" ] || echo 1 > "$group/cgroup.kill"
 done
 """
+_MORE_INSTANCES = (
+    "All machines of this computer share its inotify instances, and too few are free."
+    " Run: sysctl -w fs.inotify.max_user_instances=1024"
+)
 _PERIOD = 100_000  # microseconds in which a machine gets its share of CPU time
 
 
@@ -180,7 +195,8 @@ def boot(machine: Machine, share: Share) -> Process:
         if time.monotonic() > deadline or not starting(machine):
             details = end(machine.console)
             halt(machine)
-            raise ProvisionError(f"The machine did not boot; its console is {machine.console}.", details=details)
+            remedy = _MORE_INSTANCES if "Too many open files" in details else ""
+            raise ProvisionError(f"The machine did not boot; its console is {machine.console}.", remedy, details)
         time.sleep(0.05)
     return first
 

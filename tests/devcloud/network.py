@@ -28,7 +28,14 @@ _NEUTRON_LINK = re.compile(r"(brq|tap)[0-9a-f]{8}-[0-9a-f]{2}|vxlan-\d+")
 _NEUTRON_NAMESPACE = re.compile(r"q(router|dhcp)-.+")
 _NEUTRON_SET = re.compile(r"N(ET)?IPv[46]\S+")
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
-_SYSCTLS = [_FORWARDING, *(Path(f"/proc/sys/net/bridge/bridge-nf-call-{x}tables") for x in ("ip", "ip6", "arp"))]
+# each systemd has about ten of these, and all of the containers count as the same user
+_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
+_LEAST_INSTANCES = 1024
+_SYSCTLS = [
+    _FORWARDING,
+    _INSTANCES,
+    *(Path(f"/proc/sys/net/bridge/bridge-nf-call-{x}tables") for x in ("ip", "ip6", "arp")),
+]
 _SAVED_SYSCTLS = RUN / "sysctl.json"
 
 
@@ -144,6 +151,7 @@ def open_bridge(route: DefaultRoute, external: IPv4Network) -> None:
     output("ip", "address", "add", f"{external[1]}/{external.prefixlen}", "dev", BRIDGE)
     output("ip", "link", "set", BRIDGE, "up")
     _FORWARDING.write_text("1\n")
+    _INSTANCES.write_text(f"{max(_LEAST_INSTANCES, int(_INSTANCES.read_text()))}\n")
     for table, chain, rule in _rules(route.device, external):
         output("iptables", "-w", "-t", table, "-I", chain, *rule, "-m", "comment", "--comment", RULE_COMMENT)
 

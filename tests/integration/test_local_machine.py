@@ -23,6 +23,7 @@ from provision.remote import ConnectionLostError, Remote, make_key, write_known_
 from provision.spec import make_spec
 from tests.conftest import REPOSITORY
 
+PATIENCE = 600
 WISHES = {"cpus": 1, "memory": 1, "disk": 4}
 
 
@@ -94,7 +95,10 @@ def ssh(cloud: LocalCloud, platform: Platform) -> Iterator[Remote]:
     write_known_hosts(platform.folder, platform.uid, platform.host_public_key)
     write_ssh_config(platform.folder, platform.uid, cloud.access(platform))
     with Remote(platform.folder) as remote:
-        remote.wait(30)
+        try:
+            remote.wait(PATIENCE)
+        except ConnectionLostError as error:
+            raise AssertionError(f"{error}: {cloud.state(platform)}\n{cloud.console(platform)}") from error
         yield remote
 
 
@@ -173,10 +177,25 @@ def test_a_reboot_inside_the_machine_brings_it_back(cloud: LocalCloud, machine: 
     before = first_process(cloud, machine)
     with ssh(cloud, machine) as remote, contextlib.suppress(ConnectionLostError):
         remote.run(["sudo", "systemctl", "reboot"])
-    assert _computer.ended([before], 60)
+    assert _computer.ended([before], PATIENCE)
     with ssh(cloud, machine) as remote:
         assert remote.run(["systemctl", "is-system-running", "--wait"]).strip() == "running"
     assert first_process(cloud, machine) != before
+
+
+@pytest.mark.machine
+def test_a_reboot_whose_boot_fails_for_a_moment_is_tried_again(cloud: LocalCloud, machine: Platform):
+    program = "usr/lib/systemd/systemd"
+    here = machine.folder.machine / "root" / program
+    with ssh(cloud, machine) as remote, contextlib.suppress(ConnectionLostError):
+        remote.run(["sudo", "sh", "-c", f"mv /{program} /{program}.gone && systemctl reboot"])
+    end = time.monotonic() + PATIENCE
+    while "execv" not in cloud.console(machine):
+        assert time.monotonic() < end, cloud.console(machine)
+        time.sleep(0.1)
+    here.with_name("systemd.gone").rename(here)
+    with ssh(cloud, machine) as remote:
+        assert remote.run(["systemctl", "is-system-running", "--wait"]).strip() == "running"
 
 
 @pytest.mark.machine
@@ -212,7 +231,7 @@ def test_a_machine_that_nobody_uses_powers_itself_off_and_is_started_again(cloud
         state = json.loads(remote.run(["cat", "/run/platform/activity.json"]))
         assert (state["busy"], state["idle_since"]) == ("a connection to port 22", None)
         remote.run(["sudo", "systemd-run", "--unit=looks", "sh", "-c", IDLE])
-    end = time.monotonic() + 120
+    end = time.monotonic() + PATIENCE
     while cloud.state(machine) != "stopped":
         assert time.monotonic() < end, cloud.console(machine)
         time.sleep(0.2)
@@ -225,7 +244,7 @@ def test_a_machine_that_nobody_uses_powers_itself_off_and_is_started_again(cloud
 def test_a_killed_machine_is_seen_and_repaired(cloud: LocalCloud, machine: Platform):
     first = first_process(cloud, machine)
     os.kill(first.parent, signal.SIGKILL)
-    assert _computer.ended([first], 30)
+    assert _computer.ended([first], PATIENCE)
     assert cloud.state(machine) in ("stopped", "error")
     cloud.start(machine)
     assert cloud.state(machine) == "running"
@@ -342,7 +361,7 @@ def test_the_image_of_a_killed_build_is_no_image(cloud: LocalCloud, tmp_path: Pa
     assert killed(LocalCloud(home), platform, "image", 1)
     assert LocalCloud(home).steps(platform, Offer())[0].find() is None
     builders = [p for p in _computer.processes() if str(home.path) in " ".join(p.words)]
-    assert _computer.ended(builders, 30)
+    assert _computer.ended(builders, PATIENCE)
     assert _computer.mounts_below(home.path) == []
 
 
