@@ -34,9 +34,9 @@ STOP_SECONDS = 30
 GROUP_SECONDS = 3
 
 # Each boot joins the control groups $1 by itself, for they must hold no other process. Status 133 asks for a reboot.
-# The boot of a reboot that fails (a status of its own, no signal) is tried again: what it lacks, of which other machines
-# took more for a moment, may be free again. After any other end nothing of the machine may live on: its PID 1 would, were
-# systemd-nspawn killed.
+# The boot of a reboot that fails (a status of its own, no signal) is tried again: what it lacks, of which other
+# machines took more for a moment, may be free again. After any other end nothing of the machine may live on: its PID 1
+# would, were systemd-nspawn killed.
 _LOOP = """
 groups=$1
 shift
