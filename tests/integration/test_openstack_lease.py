@@ -33,7 +33,7 @@ class Computer:
 
     def name(self) -> str:
         """The name of the platform's security group."""
-        return str(self.cloud._ours("security_groups", self.platform).name)
+        return str(self.cloud._belongings.ours("security_groups", self.platform).name)
 
     def exclusively(self):
         return self.cloud.exclusively(self.platform, self.said.append)
@@ -47,7 +47,7 @@ def computers(openstack_cloud: TestCloud, tmp_path: Path, monkeypatch: pytest.Mo
     uid = new_uid()
     found = [Computer(openstack_cloud, uid, tmp_path / str(number)) for number in range(4)]
     first = found[0]
-    group = first.cloud._make_group(first.platform, {})
+    group = first.cloud._making._make_group(first.platform, {})
     yield found
     first.cloud.remove(first.platform, group)
 
@@ -96,7 +96,7 @@ def test_a_command_that_died_blocks_its_own_computer_never_and_others_for_a_time
     one, other, *_ = computers
     died = one.exclusively()
     died.__enter__()
-    group = one.cloud._ours("security_groups", one.platform)
+    group = one.cloud._belongings.ours("security_groups", one.platform)
     with one.exclusively():
         assert one.said == []
     # what a dead command of long ago has left

@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 from provision.clouds._explain import Subject, script, with_placeholders
+from provision.clouds._making import rules, user_data
 from provision.clouds.base import Platform, Step
-from provision.clouds.openstack import _rules, _user_data
 from provision.record import Folder, Record, Resource
 from provision.spec import make_spec
 
@@ -35,9 +35,9 @@ def test_hostile_names_stay_words(tmp_path: Path):
         HOSTILE,
         HOSTILE,
         HOSTILE,
-        _rules(spec),
+        rules(spec),
         "10.0.0.0/24",
-        _user_data(with_placeholders(platform)),
+        user_data(with_placeholders(platform)),
     )
     text = script(subject, steps)
     for number, step in enumerate(steps, start=1):
