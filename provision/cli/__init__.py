@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from provision.cli import adoption, connect, create, jobs, login, platforms, service
+from provision.cli import adoption, connect, create, jobs, login, platforms, service, tosca
 from provision.cli.context import console
 from provision.errors import ProvisionError
 
@@ -25,6 +25,7 @@ jobs.register(app)
 service.register(app)
 connect.register(app)
 login.register(app)
+tosca.register(app)
 
 
 @app.callback(invoke_without_command=True)
