@@ -36,12 +36,14 @@ from mlaas4hep.training.contract import Chunk, Feed, Progress, Task
 from mlaas4hep.training.launch import Workers
 from mlaas4hep.training.outputs import identity, probabilities, sigmoid, softmax, values_of, width_of
 from mlaas4hep.training.random_state import random_state, set_random_state
-from mlaas4hep.training.torch_gather import densify, pack
+from mlaas4hep.training.torch_gather import densify, joined, pack
 from mlaas4hep.training.user_model import UserModel, explained, load_user_model
 from mlaas4hep.user_code import describe
 
 MODEL_FILE = "model.pt"
 _STATE_FILE, _RANDOM_FILE = "torch_state.pt", "random_state.npz"
+# what is gathered at a time on a GPU, values and mask: small portions would only wait for it
+_DEVICE_BYTES, _DEVICE_EVENTS = 2**27, 2**16
 _PROBED, _SPREAD = 256, 10.0
 _MEETING_TIMEOUT = timedelta(hours=6)  # one process may wait for another that measures or writes
 
@@ -78,7 +80,8 @@ class TorchAdapter:
         self._group.agree(self.native)
         with explained(self._path):
             make = user.function("optimizer")
-            self._optimizer = make(self.native) if make else torch.optim.Adam(native.parameters(), lr=1e-3)
+            fused = self._device.type == "cuda"  # one kernel for all weights
+            self._optimizer = make(self.native) if make else torch.optim.Adam(native.parameters(), lr=1e-3, fused=fused)
         self._train_chunk = user.function("torch_train")
         self._loss = user.function("loss") or self._default_loss
 
@@ -123,7 +126,8 @@ class TorchAdapter:
             for chunk in feed.chunks(epoch):
                 yield self._moved(chunk.values, chunk.mask, chunk.targets, chunk.weights)
             return
-        for rows in feed.batches.rows(epoch):
+        most = min(_DEVICE_BYTES // (5 * feed.batches.schema.idim), _DEVICE_EVENTS)
+        for rows in joined(feed.batches.rows(epoch), most):
             packed = pack(feed.batches.packed, rows)
             values, mask = densify(self._torch, packed, feed.batches.schema, self._device)
             yield self._moved(values, mask, *feed.answers(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,18 @@ from numpy.typing import NDArray
 
 from mlaas4hep.data.batches import PackedEvents
 from mlaas4hep.data.schema import Schema
+
+
+def joined(chunks: Iterable[NDArray[np.int64]], most: int) -> Iterator[NDArray[np.int64]]:
+    """Rows of several chunks together, `most` of them at most unless a chunk alone has more."""
+    waiting: list[NDArray[np.int64]] = []
+    for rows in chunks:
+        if waiting and sum(each.size for each in waiting) + rows.size > most:
+            yield np.concatenate(waiting)
+            waiting = []
+        waiting.append(rows)
+    if waiting:
+        yield np.concatenate(waiting)
 
 
 def pack(events: PackedEvents, rows: NDArray[np.int64]) -> PackedEvents:

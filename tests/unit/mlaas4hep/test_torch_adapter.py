@@ -14,7 +14,7 @@ from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.training.adapters import load_adapter, make_adapter
 from mlaas4hep.training.contract import Feed, Task
 from mlaas4hep.training.random_state import set_seed
-from mlaas4hep.training.torch_gather import densify, pack
+from mlaas4hep.training.torch_gather import densify, joined, pack
 from mlaas4hep.training.user_model import load_user_model
 
 torch = pytest.importorskip("torch")
@@ -259,3 +259,11 @@ def test_the_gather_on_a_device_equals_that_of_the_processor(flat: int, rooms: t
     got, mask = densify(torch, pack(events, rows), schema, torch.device("cpu"))
     np.testing.assert_array_equal(mask.numpy(), expected_mask)
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-6)
+
+
+def test_portions_for_a_device_keep_the_order_and_are_whole_chunks() -> None:
+    chunks = [np.arange(4 * i, 4 * i + 4) for i in range(5)]
+    found = list(joined(chunks, 9))
+    assert [each.size for each in found] == [8, 8, 4]
+    np.testing.assert_array_equal(np.concatenate(found), np.arange(20))
+    assert [each.size for each in joined(chunks, 1)] == [4] * 5
