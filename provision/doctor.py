@@ -50,7 +50,8 @@ def examine_platform(cloud: Cloud, platform: Platform) -> list[Finding]:
         state = cloud.state(platform)
     except ProvisionError as error:
         return [Finding("cloud", False, error.message, error.remedy)]
-    remedy = f"`provision start {name}`" if state == "stopped" else f"`provision create {name}` with the same options"
+    asleep = state in ("stopped", "released")
+    remedy = f"`provision start {name}`" if asleep else f"`provision create {name}` with the same options"
     findings = [Finding("machine", state == "running", state, remedy)]
     if state != "running":
         return findings

@@ -80,7 +80,7 @@ class Plan:
 
     def steps(self, note: Callable[[str], None]) -> list[Step]:
         """All steps; those of the cloud, then those on the machine."""
-        machine = _MachineSteps(self.cloud, self.platform, self.cache, note)
+        machine = MachineSteps(self.cloud, self.platform, self.cache, note)
         steps = [*self.cloud.steps(self.platform, self.offer), machine.ssh()]
         if self.cloud.host_key_in_user_data:
             steps.append(machine.host_key())
@@ -101,7 +101,7 @@ class Plan:
         """Take every step that is not done yet; returns the record of the ready platform."""
         record, folder = self.record, self.platform.folder
         folder.save(record)
-        self.platform = _with_keys(self.cloud, self.platform)
+        self.platform = with_keys(self.cloud, self.platform)
         stages: list[Stage] = []
 
         def note(text: str) -> None:
@@ -123,7 +123,7 @@ class Plan:
             if entry:
                 entry.seconds = round(time.monotonic() - started, 2)
             folder.save(record)
-        _forget_first_host_key(folder)
+        forget_first_host_key(folder)
         if not self.bare:
             record.state = "ready"
         elif record.state != "ready":
@@ -204,6 +204,7 @@ def _same_wishes(record: Record, spec: PlatformSpec) -> None:
         raise UsageError(
             f"The platform {record.name} is half deleted.", f"End that first: `provision delete {record.name}`."
         )
+    ensure_unchanging(record)
     if fields := record.spec.differences(spec):
         raise UsageError(
             f"The name {record.name} is taken: that platform was created with another {', '.join(fields)}.",
@@ -211,7 +212,16 @@ def _same_wishes(record: Record, spec: PlatformSpec) -> None:
         )
 
 
-def _with_keys(cloud: Cloud, platform: Platform) -> Platform:
+def ensure_unchanging(record: Record, but: str = "") -> None:
+    """Raise UsageError while a change of the machine is unfinished, other than `but`."""
+    if record.unfinished not in ("", but):
+        raise UsageError(
+            f"A {record.unfinished} of the platform {record.name} is unfinished.",
+            f"End that first: `provision {record.unfinished} {record.name}`.",
+        )
+
+
+def with_keys(cloud: Cloud, platform: Platform) -> Platform:
     """The platform with its keys, made if they are not there; before the machine has one, also its first host key."""
     folder, record = platform.folder, platform.record
     public = make_key(folder.key, f"{record.owner} {record.name}")
@@ -225,7 +235,8 @@ def _with_keys(cloud: Cloud, platform: Platform) -> Platform:
     return Platform(record, folder, public, private, host_public)
 
 
-def _forget_first_host_key(folder: Folder) -> None:
+def forget_first_host_key(folder: Folder) -> None:
+    """Remove the host key of the first contact from this computer; the machine has its own by now, or for good."""
     folder.first_host_key.unlink(missing_ok=True)
     folder.first_host_key.with_suffix(".pub").unlink(missing_ok=True)
 
@@ -241,7 +252,26 @@ def connect(cloud: Cloud, platform: Platform) -> None:
     include_in_user_config(folder.path.parent, wanted=True)
 
 
-class _MachineSteps:
+def carry_out(make_steps: Callable[[Callable[[str], None]], Sequence[Step]], progress: Progress) -> None:
+    """Take steps that are not done yet, without a ledger: whoever changes a machine has one entry for the whole.
+
+    `make_steps` gets the function by which a step tells what it is doing.
+    """
+    stages: list[Stage] = []
+
+    def note(text: str) -> None:
+        stages[-1].note(text)
+
+    for step in make_steps(note):
+        if step.find() is not None:
+            progress.skipped(step.title)
+            continue
+        with progress.stage(step.title) as stage:
+            stages.append(stage)
+            step.make()
+
+
+class MachineSteps:
     """The steps on the machine itself, the same for every cloud."""
 
     def __init__(self, cloud: Cloud, platform: Platform, cache: Path, note: Callable[[str], None]) -> None:
@@ -252,6 +282,7 @@ class _MachineSteps:
 
     @property
     def folder(self) -> Folder:
+        """The platform's folder."""
         return self.platform.folder
 
     def ssh(self) -> Step:
@@ -318,7 +349,7 @@ class _MachineSteps:
         with Remote(self.folder) as remote:
             remote.wait(SSH_SECONDS)
         self.cloud.publish_host_key(self.platform, public)
-        _forget_first_host_key(self.folder)
+        forget_first_host_key(self.folder)
         return Resource(kind="host key", id=uid, ours=False)
 
     def configuration(self) -> Step:

@@ -22,6 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from provision.errors import ProvisionError, UsageError
 from provision.spec import PlatformSpec
 
+CHANGES = ("resize", "rebuild")
+"""Steps of the ledger that change a machine which is there."""
+
 
 def now() -> datetime:
     """The present time, in UTC, to the second."""
@@ -97,6 +100,11 @@ class Record(BaseModel):
         """The resource of that kind that a step made or found, or None."""
         found = (e.resource for e in self.ledger if e.state == "done" and e.resource and e.resource.kind == kind)
         return next(found, None)
+
+    @property
+    def unfinished(self) -> str:
+        """The change of the machine (of CHANGES) that was begun and has not come to its end, or nothing."""
+        return next((entry.step for entry in self.ledger if entry.step in CHANGES and entry.state == "intended"), "")
 
     def note(self, step: str, state: Literal["intended", "done", "removed"], resource: Resource | None = None) -> None:
         """Write the step's state (and its resource) into the ledger, in place of what stood there."""

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from provision.cli import adoption, connect, create, jobs, login, platforms, service, tosca
+from provision.cli import adoption, change, connect, create, jobs, login, platforms, service, tosca
 from provision.cli.context import console
 from provision.errors import ProvisionError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 create.register(app)
 platforms.register(app)
+change.register(app)
 adoption.register(app)
 jobs.register(app)
 service.register(app)

@@ -12,6 +12,7 @@ from provision.cli.platforms import show_slowest
 from provision.errors import UsageError
 
 if TYPE_CHECKING:
+    from provision.clouds.base import Offer
     from provision.plan import Plan
 
 
@@ -157,18 +158,7 @@ def show(plan: Plan) -> None:
     out.data(f"Platform {spec.name} on {spec.cloud}")
     for name, value in plan.offer.facts.items():
         out.data(f"  {name}: {value}")
-    if plan.offer.choices:
-        out.data("\nConsidered:")
-        rows = [("*" if c.chosen else "", c.kind, c.name, c.properties, c.verdict) for c in plan.offer.choices]
-        out.table(["", "kind", "name", "what it is", "verdict"], rows)
-    if plan.offer.checks:
-        out.data("\nChecked:")
-        out.table(["", "what", "found"], [("ok" if c.good else "BAD", c.name, c.found) for c in plan.offer.checks])
-    if plan.offer.quotas:
-        out.data("\nQuota:")
-        quotas = plan.offer.quotas
-        lines = [(q.name, q.used, q.used + q.needed, "unlimited" if q.limit is None else q.limit) for q in quotas]
-        out.table(["", "used now", "afterwards", "limit"], lines)
+    show_offer(plan.offer)
     minutes = max(1, round(plan.seconds / 60))
     out.data(f"\nSteps (about {minutes} min in all):")
     for number, step in enumerate(plan.steps(lambda _: None), start=1):
@@ -177,6 +167,22 @@ def show(plan: Plan) -> None:
         out.data(f"\nIt powers itself off {spec.ttl} after its creation; deleting stays yours.")
     if spec.idle_stop:
         out.data(f"\nIt powers itself off when nobody has used it for {spec.idle_stop}; `provision start` wakes it.")
+
+
+def show_offer(offer: Offer) -> None:
+    """What a cloud has considered and checked, and the quota."""
+    out = console()
+    if offer.choices:
+        out.data("\nConsidered:")
+        rows = [("*" if c.chosen else "", c.kind, c.name, c.properties, c.verdict) for c in offer.choices]
+        out.table(["", "kind", "name", "what it is", "verdict"], rows)
+    if offer.checks:
+        out.data("\nChecked:")
+        out.table(["", "what", "found"], [("ok" if c.good else "BAD", c.name, c.found) for c in offer.checks])
+    if offer.quotas:
+        out.data("\nQuota:")
+        lines = [(q.name, q.used, q.used + q.needed, "unlimited" if q.limit is None else q.limit) for q in offer.quotas]
+        out.table(["", "used now", "afterwards", "limit"], lines)
 
 
 def as_data(plan: Plan) -> dict[str, Any]:

@@ -132,10 +132,19 @@ def start(name: str = _NAME) -> None:
                 remote.wait(SSH_SECONDS)
 
 
-def stop(name: str = _NAME) -> None:
-    """Stop a platform's machine. Its disk and its address are kept."""
-    with alone(name) as opened, console().stage(f"stopping {name}"):
-        opened.cloud.stop(opened.platform)
+def stop(
+    name: str = _NAME,
+    release: bool = typer.Option(
+        False, "--release", help="Give the host's CPUs and memory back, too; starting takes longer then."
+    ),
+) -> None:
+    """Stop a platform's machine. Its disk and its address are kept.
+
+    With --release, its disk becomes an image of the cloud (shelving) and no host keeps anything for it.
+    """
+    with alone(name) as opened, console().stage(f"{'releasing' if release else 'stopping'} {name}"):
+        change = opened.cloud.release if release else opened.cloud.stop
+        change(opened.platform)
 
 
 def delete(

@@ -130,6 +130,15 @@ class Belongings:
         found = self.conn.compute.find_keypair(resource_name(platform), ignore_missing=True)
         return Resource(kind="key pair", id=found.name, name=found.name) if found else None
 
+    def images(self, platform: Platform) -> list[Resource]:
+        """Images that were made of the platform's server."""
+        found = self.conn.image.images(name=resource_name(platform))
+        return [
+            as_resource("image", image)
+            for image in found
+            if (image.properties or {}).get("provision_uid") == platform.uid
+        ]
+
     def discover(self, platform: Platform) -> list[Resource]:
         """See the contract of a cloud."""
         pair = self.keypair(platform)
@@ -137,6 +146,7 @@ class Belongings:
         for kind, collection in COLLECTIONS[:4]:
             found += [as_resource(kind, one) for one in self.all(collection, platform)]
         found += self.interfaces(platform)
+        found += self.images(platform)
         found += [as_resource("server", server) for server in self.servers(platform)]
         return found + [as_resource("floating IP", one) for one in self.all("ips", platform)]
 
@@ -170,6 +180,7 @@ class Belongings:
 
         return {
             "key pair": self._remove_keypair,
+            "image": self._remove_image,
             "security group": remover("security_group"),
             "network": remover("network"),
             "subnet": remover("subnet"),
@@ -181,6 +192,10 @@ class Belongings:
 
     def _remove_keypair(self, name: str) -> None:
         self.conn.compute.delete_keypair(name, ignore_missing=True)
+
+    def _remove_image(self, identity: str) -> None:
+        image = self.conn.image
+        _until_gone(lambda: image.delete_image(identity, ignore_missing=True), lambda: image.get_image(identity))
 
     def _remove_interface(self, identity: str) -> None:
         from openstack import exceptions as sdk

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from provision.clouds.base import Choice, Offer, Platform, Quota
@@ -70,6 +71,58 @@ class Choosing:
             values={"flavor": flavor.id, "image": image.id, **network},
         )
 
+    def size(self, spec: PlatformSpec, server: Any) -> Offer:
+        """The flavor for a server that is there, within the quotas of the difference; see `check_size`."""
+        flavors = self._flavors()
+        present = _present(server, flavors)
+        limits = self._limits()
+        freed = {"CPUs": present.vcpus, "memory": present.ram}
+        without = limits | {name: (limits[name][0], limits[name][1] - amount) for name, amount in freed.items()}
+        refused = {f.id: words for f in flavors if (words := _smaller_disk(f, present) or _over_quota(f, without))}
+        refused.pop(present.id, None)
+        flavor, choices = flavor_choices(flavors, spec, self._image_of(server), refused)
+        if flavor is None:
+            raise ProvisionError(
+                f"The cloud {self.name!r} has no flavor for {server.name} with {_wish(spec)}.",
+                f"It has: {_list(f'{c.name} ({c.properties}): {c.verdict}' for c in choices)}.",
+            )
+        needed = {"CPUs": flavor.vcpus - present.vcpus, "memory": flavor.ram - present.ram}
+        return Offer(
+            facts={"flavor": f"{flavor.name} ({flavor})"},
+            choices=tuple(choices),
+            quotas=tuple(Quota(name, *limits[name], amount) for name, amount in needed.items()),
+            values={"flavor": flavor.id},
+        )
+
+    def system(self, spec: PlatformSpec, server: Any) -> Offer:
+        """The image on which a server that is there could be rebuilt; see `check_image`."""
+        image, choices = self._choose_image(spec)
+        present = _present(server, self._flavors())
+        if present.disk and (present.disk < image.min_disk or present.ram < image.min_ram):
+            raise ProvisionError(
+                f"The image {image.name} needs {image.min_disk} GB disk and {image.min_ram / 1024:g} GB memory;"
+                f" {server.name} has {present}.",
+                f"Choose another image, or first: `provision resize {server.name}`.",
+            )
+        return Offer(
+            facts={"image": f"{image.name} ({image})"},
+            choices=tuple(choices),
+            values={"image": image.id, "baked": ""},
+        )
+
+    def _image_of(self, server: Any) -> Image:
+        """The server's image, or what serves in its place when the cloud has it no more."""
+        from openstack import exceptions as sdk
+
+        identity = (server.image or {}).get("id")
+        with suppress(sdk.NotFoundException, sdk.ForbiddenException):
+            if identity:
+                return _image(self.conn.image.get_image(identity))
+        return Image("", "the former image", "", "", 0, 0, "")
+
+    def _flavors(self) -> list[Flavor]:
+        return [_flavor(found) for found in self.conn.compute.flavors(details=True, get_extra_specs=True)]
+
     def _choose_image(self, spec: PlatformSpec) -> tuple[Image, list[Choice]]:
         images = [_image(found) for found in self.conn.image.images(status="active")]
         if spec.image:
@@ -94,7 +147,7 @@ class Choosing:
         return image, choices
 
     def _choose_flavor(self, spec: PlatformSpec, image: Image, limits: Limits) -> tuple[Flavor, list[Choice]]:
-        flavors = [_flavor(found) for found in self.conn.compute.flavors(details=True, get_extra_specs=True)]
+        flavors = self._flavors()
         unaffordable = {f.id: words for f in flavors if (words := _over_quota(f, limits))}
         flavor, choices = flavor_choices(flavors, spec, image, unaffordable)
         if flavor is not None:
@@ -105,11 +158,8 @@ class Choosing:
                 f"The quota of the cloud {self.name!r} admits no flavor that serves: {words}.",
                 "Ask for less, delete what is not needed, or ask the cloud's administrators for more.",
             )
-        wish = f"{spec.cpus} CPU, {spec.memory:g} GB memory, {spec.disk:g} GB disk" + (
-            f" and {spec.gpu}" if spec.gpu else ""
-        )
         raise ProvisionError(
-            f"The cloud {self.name!r} has no flavor with {wish}.",
+            f"The cloud {self.name!r} has no flavor with {_wish(spec)}.",
             f"It has: {_list(f'{c.name} ({c.properties})' for c in choices)}.",
         )
 
@@ -208,11 +258,26 @@ class Choosing:
     def next_flavor(self, platform: Platform, values: dict[str, str]) -> Flavor | None:
         """The smallest flavor that serves and that the quota admits, but for the present one."""
         image = _image(self.conn.image.get_image(values["image"]))
-        found = self.conn.compute.flavors(details=True, get_extra_specs=True)
-        others = [_flavor(flavor) for flavor in found if flavor.id != values["flavor"]]
+        others = [flavor for flavor in self._flavors() if flavor.id != values["flavor"]]
         limits = self._limits()
         unaffordable = {f.id: words for f in others if (words := _over_quota(f, limits))}
         return flavor_choices(others, platform.spec, image, unaffordable)[0]
+
+
+def _wish(spec: PlatformSpec) -> str:
+    gpus = f" and {spec.gpu}" if spec.gpu else ""
+    return f"{spec.cpus} CPU, {spec.memory:g} GB memory, {spec.disk:g} GB disk{gpus}"
+
+
+def _present(server: Any, flavors: list[Flavor]) -> Flavor:
+    """The server's flavor, also when the cloud offers it no more; newer clouds tell its name, older ones its id."""
+    told = server.flavor
+    found = next((flavor for flavor in flavors if told.id in (flavor.id, flavor.name)), None)
+    return found or Flavor("", told.name or told.id, told.vcpus or 0, told.ram or 0, told.disk or 0)
+
+
+def _smaller_disk(flavor: Flavor, present: Flavor) -> str:
+    return f"only {flavor.disk} GB disk, and a disk cannot shrink" if flavor.disk < present.disk else ""
 
 
 def _over_quota(flavor: Flavor, limits: Limits) -> str:

@@ -63,6 +63,7 @@ MASKED = (
 _EXCLUDED = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/info/*")
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 MARK = "etc/provision-platform"
+_HOST_KEY = "etc/ssh/ssh_host_ed25519_key.pub"
 
 _SSHD = "PasswordAuthentication no\nPermitRootLogin no\n"
 _JOURNALD = "[Journal]\nForwardToConsole=yes\nMaxLevelConsole=warning\n"  # the console log then tells what went wrong
@@ -286,7 +287,7 @@ def make_root(image: Path, root: Path, platform: Platform, resolver: str) -> Non
         "etc/machine-id": f"{os.urandom(16).hex()}\n",
         "etc/resolv.conf": resolver,
         "etc/ssh/ssh_host_ed25519_key": platform.host_private_key,
-        "etc/ssh/ssh_host_ed25519_key.pub": f"{platform.host_public_key.strip()}\n",
+        _HOST_KEY: f"{platform.host_public_key.strip()}\n",
         f"home/{LOGIN_USER}/.ssh/authorized_keys": f"{platform.public_key.strip()}\n",
         MARK: f"{platform.uid}\n",
     }
@@ -318,4 +319,11 @@ def marked(root: Path, uid: str) -> bool:
     """True when that root folder is complete and the platform's own."""
     with contextlib.suppress(OSError):
         return not root.is_symlink() and (root / MARK).read_text().strip() == uid
+    return False
+
+
+def has_host_key(root: Path, key: str) -> bool:
+    """True when that SSH host key (an OpenSSH public line) is the one of the system in the root folder."""
+    with contextlib.suppress(OSError):
+        return (root / _HOST_KEY).read_text().split()[:2] == key.split()[:2]
     return False

@@ -19,6 +19,8 @@ from typing import Any
 from provision.clouds.base import Found, Platform
 
 HOST_KEY = "provision_host_key"
+FIRST_HOST_KEY = "provision_first_host_key"
+"""Digest of the host key of the first contact, of a server whose system was made anew."""
 COLLECTIONS = (
     ("security group", "security_groups"),
     ("network", "networks"),
@@ -86,6 +88,17 @@ def metadata(platform: Platform, user: str) -> dict[str, str]:
     return {name: value[:_PIECE] for name, value in facts.items()} | {
         f"{_WISHES}{number:02}": piece for number, piece in enumerate(pieces)
     }
+
+
+def image_metadata(platform: Platform) -> dict[str, str]:
+    """The properties by which an image of the platform's server is known as its own, together with its name."""
+    return {"provision_uid": platform.uid, "provision_platform": platform.name}
+
+
+def changed_metadata(platform: Platform, user: str, present: Mapping[str, str]) -> dict[str, str]:
+    """The same for a server that has metadata: pieces that there are no more become empty."""
+    new = metadata(platform, user)
+    return {name: "" for name in present if name.startswith(_WISHES) and name not in new} | new
 
 
 @dataclass

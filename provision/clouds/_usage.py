@@ -12,6 +12,8 @@ from provision.clouds._marks import time_of
 from provision.clouds.base import Usage
 
 _ENDS = {"stop", "shelve", "shelveOffload", "suspend", "pause", "delete"}
+_RELAUNCHES = {"rebuild", "resize", "unshelve"}
+"""Actions after which Nova tells of a later launch, as if the server had not run before."""
 _BEGINS = {"start", "unshelve", "resume", "unpause", "restore", "rebuild"}
 
 
@@ -21,8 +23,10 @@ def usage(conn: Any, server: Any, at: datetime) -> Usage:
     if began is None:
         return Usage(hours=0.0)
     actions = sorted((when, a.action) for a in conn.compute.server_actions(server) if (when := time_of(a.start_time)))
-    total, since = timedelta(), began
-    running: datetime | None = since
+    if any(action in _RELAUNCHES for _, action in actions):
+        began = next((when for when, action in actions if action == "create"), began)
+    total = timedelta()
+    running: datetime | None = began
     for when, action in actions:
         if action in _ENDS and running is not None:
             total, running = total + max(when - running, timedelta()), None

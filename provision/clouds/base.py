@@ -13,7 +13,8 @@ from provision.errors import UsageError
 from provision.record import Access, Folder, Record, Resource
 from provision.spec import PlatformSpec
 
-MachineState = Literal["running", "stopped", "starting", "error", "missing"]
+MachineState = Literal["running", "stopped", "released", "starting", "error", "missing"]
+"""`released` is stopped without holding anything of the cloud but a disk image and an address."""
 
 LOGIN_USER = "physicist"
 """The account, with password-less sudo, of every machine that the toolkit makes."""
@@ -209,6 +210,55 @@ class Cloud(ABC):
     def stop(self, platform: Platform) -> None:
         """Stop the machine and return when the cloud says that it does not run any more."""
 
+    def release(self, platform: Platform) -> None:
+        """Stop the machine so that it holds nothing but its disk and its address; `start` brings it back.
+
+        Raises ProvisionError where that is impossible, with the machine stopped and nothing lost.
+        """
+        self.stop(platform)
+
+    def check_size(self, platform: Platform, spec: PlatformSpec) -> Offer:
+        """See that the machine can become as the spec says, and choose how; writes nothing.
+
+        Quotas are those of the difference. Raises ProvisionError or UsageError with the remedy.
+        """
+        del spec
+        raise _not_ours(platform)
+
+    def resize(self, wanted: Platform) -> None:
+        """Give the machine the size that its record says; returns when it boots with it, or raises ProvisionError.
+
+        May be called again after a kill at any moment. Until `keep_size`, the former size can be had back.
+        """
+        raise _not_ours(wanted)
+
+    def resizing(self, platform: Platform) -> bool:
+        """Whether a resize was begun that is neither kept nor restored."""
+        del platform
+        return False
+
+    def keep_size(self, platform: Platform) -> None:  # noqa: B027  (most clouds keep it without being told)
+        """Make the new size final."""
+
+    def restore_size(self, platform: Platform) -> None:
+        """Give the machine, whose new size is not kept yet, the one back that its record says."""
+        raise _not_ours(platform)
+
+    def check_image(self, platform: Platform, spec: PlatformSpec) -> Offer:
+        """Choose the image that the machine could be rebuilt on; writes nothing."""
+        del spec
+        raise _not_ours(platform)
+
+    def rebuild(self, platform: Platform) -> None:
+        """Make the machine's system anew, of the image that its record says and with the platform's keys.
+
+        May be called again after a kill at any moment: the first host key tells whether the system is the new one.
+        """
+        raise _not_ours(platform)
+
+    def publish(self, platform: Platform) -> None:  # noqa: B027  (some clouds have no marks)
+        """Have the cloud tell the platform's present wishes to whoever adopts it."""
+
     def exclusively(self, platform: Platform, say: Callable[[str], None]) -> AbstractContextManager[None]:
         """Keep commands of other computers off the platform for as long as the context lasts; waits for them first.
 
@@ -240,3 +290,7 @@ class Cloud(ABC):
     def console(self, platform: Platform) -> str:
         """The end of the machine's console log, or nothing where the cloud gives none."""
         return ""
+
+
+def _not_ours(platform: Platform) -> UsageError:
+    return UsageError(f"The machine of {platform.name} was not made by the toolkit.", "Change it where it was made.")

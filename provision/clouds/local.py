@@ -43,40 +43,39 @@ class LocalCloud(Cloud):
         _check_wishes(spec)
         _computer.require_maker()
         recipe = self.recipe
-        if spec.image not in (None, str(recipe.release)):
-            raise UsageError(
-                f"There is no image {spec.image!r} here: a machine on this computer has the computer's release,"
-                f" {recipe.release}.",
-                f"Leave out --image, or write --image {recipe.release}.",
-            )
+        self._check_image(spec)
         _check_file_system(self.home.path)
-        quotas = _quotas(spec, self.home, made)
-        for quota in quotas:
-            if quota.exceeded:
-                raise ProvisionError(
-                    f"This computer has not enough for the machine: {quota.name} {quota.limit}, wanted {quota.needed}.",
-                    "Ask for less (--cpus, --memory, --disk) or use another cloud.",
-                )
+        quotas = _affordable(_quotas(spec, self.home, made))
         gpus = _gpus(spec.gpu) if spec.gpu else []
         _network.default_route()
         space = _network.choose_range(recipe.settings.hosts())
         return Offer(facts=self._facts(spec, space, gpus), quotas=quotas, values={"range": str(space)})
 
     def _facts(self, spec: PlatformSpec, space: ipaddress.IPv4Network, gpus: list[_Card]) -> dict[str, str]:
-        cached = self.recipe.path(self.home.cache).exists()
-        image = "cached" if cached else "made of this computer's package sources, about a minute"
         facts = {
-            "machine": f"system container: {spec.cpus} CPU{'s' * (spec.cpus > 1)}, {spec.memory:g} GB of this computer",
-            "image": f"{self.recipe.release}, {image}",
+            **_size(spec, gpus),
+            **self._image(),
             "address range": str(space),
             "limits": f"{_container.limits()}; disk shared with this computer",
         }
-        if gpus:
-            facts["gpu"] = ", ".join(card.model for card in gpus)
         if spec.open_ports:
             ports = ", ".join(map(str, spec.open_ports))
             facts["ports"] = f"{ports}: open to this computer, which alone reaches the machine"
         return facts
+
+    def _check_image(self, spec: PlatformSpec) -> None:
+        release = self.recipe.release
+        if spec.image not in (None, str(release)):
+            raise UsageError(
+                f"There is no image {spec.image!r} here: a machine on this computer has the computer's release,"
+                f" {release}.",
+                f"Leave out --image, or write --image {release}.",
+            )
+
+    def _image(self) -> dict[str, str]:
+        cached = self.recipe.path(self.home.cache).exists()
+        words = "cached" if cached else "made of this computer's package sources, about a minute"
+        return {"image": f"{self.recipe.release}, {words}"}
 
     def steps(self, platform: Platform, offer: Offer) -> list[Step]:
         """Image, root folder, network, machine."""
@@ -160,6 +159,33 @@ class LocalCloud(Cloud):
         """Shut the machine down; its network stays, so that it keeps its address."""
         _container.halt(_Local(self, platform).machine)
 
+    def check_size(self, platform: Platform, spec: PlatformSpec) -> Offer:
+        """See that this computer has enough; the disk is shared with it, so that only the wish changes."""
+        gpus = _gpus(spec.gpu) if spec.gpu else []
+        quotas = _affordable(_quotas(spec, self.home, platform.record))
+        return Offer(facts={"gpu": "none", **_size(spec, gpus)}, quotas=quotas)
+
+    def resize(self, wanted: Platform) -> None:
+        """Boot the machine with other limits."""
+        self.stop(wanted)
+        self.start(wanted)
+
+    def restore_size(self, platform: Platform) -> None:
+        """Boot the machine with its former limits."""
+        self.resize(platform)
+
+    def check_image(self, platform: Platform, spec: PlatformSpec) -> Offer:
+        """The computer's release is the only image there is."""
+        del platform
+        _computer.require_maker()
+        self._check_image(spec)
+        return Offer(facts=self._image(), values={"baked": ""})
+
+    def rebuild(self, platform: Platform) -> None:
+        """Make the root folder anew; the network stays, and with it the address."""
+        _Local(self, platform).renew_root()
+        self.start(platform)
+
     def console(self, platform: Platform) -> str:
         """The end of what the machine has written since it was started."""
         return _computer.end(_Local(self, platform).machine.console, CONSOLE_LINES)
@@ -196,6 +222,18 @@ class _Local:
         image = _image.build(self.cloud.recipe, self.cloud.home.cache)
         _image.make_root(image, self.root, self.platform, _network.resolver())
         return self.root_resource()
+
+    def renew_root(self) -> None:
+        """Put a new root folder in the place of one whose host key is not the platform's."""
+        former = self.root.with_name("root.former")
+        if self.find_root() and not _image.has_host_key(self.root, self.platform.host_public_key):
+            _image.build(self.cloud.recipe, self.cloud.home.cache)  # before anything is lost
+            _container.halt(self.machine)
+            _computer.remove_tree(former)
+            self.root.rename(former)
+        if not self.find_root():
+            self.make_root()
+        _computer.remove_tree(former)
 
     @property
     def places(self) -> list[Path]:
@@ -271,6 +309,26 @@ def _check_wishes(spec: PlatformSpec) -> None:
         )
     if spec.jump:
         raise UsageError("A machine on this computer is reached directly.", "Leave out the jump host.")
+
+
+def _affordable(quotas: tuple[Quota, ...]) -> tuple[Quota, ...]:
+    """The same; raises ProvisionError when the computer has less."""
+    for quota in quotas:
+        if quota.exceeded:
+            raise ProvisionError(
+                f"This computer has not enough for the machine: {quota.name} {quota.limit}, wanted {quota.needed}.",
+                "Ask for less (--cpus, --memory, --disk) or use another cloud.",
+            )
+    return quotas
+
+
+def _size(spec: PlatformSpec, gpus: list[_Card]) -> dict[str, str]:
+    facts = {
+        "machine": f"system container: {spec.cpus} CPU{'s' * (spec.cpus > 1)}, {spec.memory:g} GB of this computer"
+    }
+    if gpus:
+        facts["gpu"] = ", ".join(card.model for card in gpus)
+    return facts
 
 
 def _check_file_system(path: Path) -> None:

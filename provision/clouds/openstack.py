@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from provision.clouds import _explain
 from provision.clouds._belongings import Belongings
+from provision.clouds._changing import Changing
 from provision.clouds._choosing import Choosing
 from provision.clouds._credentials import agent_account, connect, explained, parted, read_entry
 from provision.clouds._lease import Lease
@@ -22,7 +23,7 @@ from provision.clouds._marks import HOST_KEY, found_platforms
 from provision.clouds._retry import API_SECONDS, PAUSES, insist
 from provision.clouds._usage import usage
 from provision.clouds.base import Cloud, Found, MachineState, Offer, Platform, Step, Usage
-from provision.errors import ProvisionError
+from provision.errors import UsageError
 from provision.record import Access, Resource, now
 from provision.spec import PlatformSpec
 
@@ -31,10 +32,14 @@ _STATES: dict[str, MachineState] = {
     "REBOOT": "running",
     "SHUTOFF": "stopped",
     "SHELVED": "stopped",
-    "SHELVED_OFFLOADED": "stopped",
+    "SHELVED_OFFLOADED": "released",
     "SUSPENDED": "stopped",
     "PAUSED": "stopped",
     "BUILD": "starting",
+    "REBUILD": "starting",
+    "RESIZE": "starting",
+    "REVERT_RESIZE": "starting",
+    "VERIFY_RESIZE": "running",
     "ERROR": "error",
 }
 
@@ -74,6 +79,7 @@ class OpenStackCloud(Cloud):
         self._choosing = Choosing(name, lambda: self.conn)
         self._belongings = Belongings(name, lambda: self.conn, self.insist)
         self._making = Making(self._belongings, self._choosing, lambda: self.conn, self.insist, self._renew_lease)
+        self._changing = Changing(name, self._belongings, lambda: self.conn, self.insist, self._renew_lease)
 
     def insist(self, call: Callable[[], T], again: Callable[[], T] | None = None) -> T:
         """Call, and after a passing failure call `again`, by default the same; see `_retry.insist`.
@@ -194,24 +200,69 @@ class OpenStackCloud(Cloud):
 
     # ------------------------------------------------------------------ changing
 
+    @_insistent
     def start(self, platform: Platform) -> None:
         """See the contract."""
-        self._power(platform, "ACTIVE", "start_server")
-
-    def stop(self, platform: Platform) -> None:
-        """See the contract."""
-        self._power(platform, "SHUTOFF", "stop_server")
+        self._changing.start(platform)
 
     @_insistent
-    def _power(self, platform: Platform, status: str, verb: str) -> None:
-        server = self._belongings.server(platform)
-        if server is None:
-            raise ProvisionError(f"{platform.name} has no server in the cloud {self.name!r} any more.")
-        if server.status != status:
-            # a server with a task is on its way already: an answer was lost, or somebody else has asked for it
-            if not server.task_state:
-                getattr(self.conn.compute, verb)(server)
-            self._belongings.wait_for(server, status)
+    def stop(self, platform: Platform) -> None:
+        """See the contract."""
+        self._changing.stop(platform)
+
+    @_insistent
+    def release(self, platform: Platform) -> None:
+        """See the contract."""
+        self._changing.release(platform)
+
+    @_insistent
+    def check_size(self, platform: Platform, spec: PlatformSpec) -> Offer:
+        """See the contract."""
+        return self._choosing.size(spec, self._changed_server(platform))
+
+    @_insistent
+    def resize(self, wanted: Platform) -> None:
+        """See the contract."""
+        self._changing.resize(wanted)
+
+    @_insistent
+    def resizing(self, platform: Platform) -> bool:
+        """See the contract."""
+        return self._changing.resizing(platform)
+
+    @_insistent
+    def keep_size(self, platform: Platform) -> None:
+        """See the contract."""
+        self._changing.keep_size(platform)
+
+    @_insistent
+    def restore_size(self, platform: Platform) -> None:
+        """See the contract."""
+        self._changing.restore_size(platform)
+
+    @_insistent
+    def check_image(self, platform: Platform, spec: PlatformSpec) -> Offer:
+        """See the contract."""
+        return self._choosing.system(spec, self._changed_server(platform))
+
+    @_insistent
+    def rebuild(self, platform: Platform) -> None:
+        """See the contract."""
+        self._changing.rebuild(platform)
+
+    @_insistent
+    def publish(self, platform: Platform) -> None:
+        """See the contract."""
+        self._changing.publish(platform)
+
+    def _changed_server(self, platform: Platform) -> Any:
+        """The server that is to be changed; raises UsageError while it is shelved, as it is on no host then."""
+        server = self._changing.settled_server(platform)
+        if server.status.startswith("SHELVED"):
+            raise UsageError(
+                f"The machine of {platform.name} is released.", f"Start it first: `provision start {platform.name}`."
+            )
+        return server
 
     @_insistent
     def remove(self, platform: Platform, resource: Resource) -> None:

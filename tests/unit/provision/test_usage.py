@@ -40,6 +40,8 @@ def used(status: str, *actions: tuple[str, str], launched: str | None = LAUNCHED
         (used("SHUTOFF", ("create", "09:59"), ("stop", "12:00"), ("stop", "13:00")), None, 2),
         (used("ACTIVE", ("create", "09:59"), ("reboot", "11:00")), at(10), 10),
         (used("SHELVED_OFFLOADED", ("create", "09:59"), ("shelve", "11:00"), ("shelveOffload", "11:05")), None, 1),
+        (used("ACTIVE", ("create", "08:00"), ("resize", "09:58")), at(8), 12),
+        (used("ACTIVE", ("create", "08:00"), ("shelve", "09:00"), ("unshelve", "10:00")), at(10), 11),
         (used("BUILD", launched=None), None, 0),
     ],
 )
