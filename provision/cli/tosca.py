@@ -9,12 +9,12 @@ import typer
 from provision.cli.context import console, home
 from provision.errors import ProvisionError
 
-group = typer.Typer(
+tosca = typer.Typer(
     name="tosca", help="TOSCA templates for INDIGO's PaaS orchestrator and its dashboard.", no_args_is_help=True
 )
 
 
-@group.command()
+@tosca.command()
 def render(
     spec: Path = typer.Argument(help="YAML file with the fields of `provision create --help`."),
     types: str = typer.Option(
@@ -31,10 +31,10 @@ def render(
 ) -> None:
     """Write types, templates, forms and the role of a platform for the portfolio."""
     from provision.framework import find_framework
-    from provision.spec import make_spec, read_spec
+    from provision.spec import make_specs, read_spec
     from provision.tosca.render import Portfolio, render
 
-    wanted = make_spec(read_spec(spec))
+    wanted = make_specs(read_spec(spec))[0]
     portfolio = Portfolio(types, role, tag, guide, icon, tuple(group or ()))
     target = folder or Path(f"{wanted.name}-tosca")
     templates = render(wanted, find_framework(wanted.mlaas4hep, home().cache), portfolio, target)
@@ -47,7 +47,7 @@ def render(
     console().say(f"`provision tosca check {target}` checks them.")
 
 
-@group.command()
+@tosca.command()
 def check(
     target: Path = typer.Argument(metavar="FOLDER|FILE", help="What was rendered, or one template of it."),
     inputs: Path | None = typer.Option(None, help="YAML file with the values of the inputs for a deployment."),
@@ -74,4 +74,4 @@ def check(
 
 def register(app: typer.Typer) -> None:
     """Add the group of commands."""
-    app.add_typer(group)
+    app.add_typer(tosca)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -88,9 +90,14 @@ class Portfolio:
 
     def __post_init__(self) -> None:
         for name in ("types", "role", "guide", "icon"):
-            parts = urlsplit(getattr(self, name))
-            if parts.scheme not in ("http", "https", "file") or "," in parts.path or not parts.path.strip("/"):
-                raise UsageError(f"{getattr(self, name)!r} is no address ({name}).", "It begins with https://.")
+            address = getattr(self, name)
+            if not re.fullmatch(r"(https?://|file:///)[A-Za-z0-9][A-Za-z0-9._~:/?#%@=&+-]*", address):
+                raise UsageError(f"{address!r} is no address ({name}).", "It begins with https://.")
+        for name, word in (("role", self.role_name), ("tag", self.tag)):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", word):
+                raise UsageError(
+                    f"{word!r} cannot be the name of a {name}.", "Letters, digits, dots and dashes can be."
+                )
 
     @property
     def role_name(self) -> str:
@@ -124,12 +131,14 @@ def render(spec: PlatformSpec, framework: Framework, portfolio: Portfolio, folde
         documents[f"{name}.yaml"] = template(spec, variables, portfolio, private)
         documents[f"{name}.parameters.yml"] = parameters(spec)
         documents[f"{name}.metadata.yml"] = metadata(spec, portfolio, private)
-    for path, document in documents.items():
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(write(document), encoding="utf-8")
-    shutil.copyfile(share() / "templates/tosca/basic_types.yaml", _made(folder / BASIC_TYPES))
-    _copy_role(framework, folder / portfolio.role_name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+        made = Path(name) / "made"
+        for path, document in documents.items():
+            _made(made / path).write_text(write(document), encoding="utf-8")
+        shutil.copyfile(share() / "templates/tosca/basic_types.yaml", _made(made / BASIC_TYPES))
+        _copy_role(framework, made / portfolio.role_name)
+        made.rename(folder)
     return [folder / f"{name}.yaml" for name, _ in _variants(spec)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from provision.framework import Framework
 from provision.spec import make_spec
 from provision.tosca.check import check
 from provision.tosca.render import TYPES, Portfolio, render
+from tests.conftest import Command
 
 PORTFOLIO = Portfolio(
     types="https://git.example.org/tosca-types/raw/v4.0.0",
@@ -103,6 +105,22 @@ def test_groups_see_the_service_and_nobody_else(tmp_path: Path):
     assert check(tmp_path / "files")[1] == []
     for name in ("metadata.yml", "higgs.metadata.yml"):
         assert "groups:\n" in (tmp_path / "files" / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("types", "git.example.org/types"),
+        ("role", "https://git.example.org/.."),
+        ("role", "https://git.example.org/role,v2"),
+        ("role", "https://git.example.org/{{ role }}"),
+        ("tag", "v1,v2"),
+        ("icon", "javascript:alert(1)"),
+    ],
+)
+def test_what_is_no_address_is_refused(name: str, value: str):
+    with pytest.raises(UsageError, match=r"is no address|cannot be the name"):
+        Portfolio(**{**vars(PORTFOLIO), name: value})
 
 
 REQUIRED = """  domain:
@@ -226,3 +244,15 @@ def test_no_template_is_a_mistake_of_use(tmp_path: Path):
         check(tmp_path)
     with pytest.raises(UsageError, match="cannot be read"):
         check(tmp_path / "lost.yaml")
+
+
+def test_the_command_renders_and_checks(provision: Command):
+    (provision.home / "higgs.yaml").write_text("{name: higgs, cloud: [site, local], mlaas4hep: 1.2.3}\n")
+    names = ("types", "role", "tag", "guide", "icon")
+    options = [word for name in names for word in (f"--{name}", getattr(PORTFOLIO, name))]
+    templates = provision("tosca", "render", "higgs.yaml", *options).splitlines()
+    assert templates == ["higgs-tosca/higgs.yaml", "higgs-tosca/higgs-private.yaml"]
+    line = replace(provision.home / templates[0], "        version: 1.2.3", "        vresion: 1.2.3")
+    assert "2 problems in higgs-tosca" in provision.fails("tosca", "check", "higgs-tosca", status=1)
+    found = json.loads(provision.run("tosca", "check", "higgs-tosca", "--json").stdout)
+    assert {"file": templates[0], "line": line}.items() <= found["problems"][0].items()
