@@ -15,15 +15,15 @@ MACHINE, SERVICE = "Machine", "Service"
 """The tabs of the form."""
 
 UBUNTU = ("22.04", "24.04")
-"""Releases that the roles serve and INFN-Cloud has images of."""
+"""Releases that the roles serve."""
 
 GPU_MODELS = ("T4", "A30", "A100")
-"""GPUs that INFN-Cloud has."""
+"""GPUs that services of the portfolio name."""
 
 DOMAIN = DOMAIN_PATTERN.strip("^$")
 ENDPOINT = ENDPOINT_PATTERN.strip("^$")
-ISSUER = r"https://[A-Za-z0-9._~:/%-]+"
-CLIENT = r"[A-Za-z0-9._~:/%-]+"
+ISSUER = r"https://[A-Za-z0-9._~:/%+@-]+"
+CLIENT = r"[A-Za-z0-9._~:/%+@-]+"
 """What texts may be, all of each: on the machine Ansible takes braces for expressions."""
 
 MOST_CPUS = 64
@@ -89,7 +89,7 @@ def ports_of(spec: PlatformSpec) -> dict[str, dict[str, Any]]:
 
 def system_of(spec: PlatformSpec) -> tuple[str, str]:
     """Distribution and version of the machine; the role slurm needs Debian 12."""
-    return ("debian", "12") if spec.executor == "slurm" else ("ubuntu", UBUNTU[-1])
+    return ("debian", "12") if spec.executor == "slurm" else ("ubuntu", UBUNTU[0])
 
 
 def _sizes(spec: PlatformSpec) -> list[Input]:
@@ -119,7 +119,7 @@ def _system(spec: PlatformSpec) -> list[Input]:
     if system_of(spec)[0] != "ubuntu":
         return []
     versions = {version: version for version in UBUNTU}
-    return [_choice("os_version", "string", "Ubuntu", "Version of the operating system.", versions, UBUNTU[-1])]
+    return [_choice("os_version", "string", "Ubuntu", "Version of the operating system.", versions, UBUNTU[0])]
 
 
 def _access(spec: PlatformSpec) -> list[Input]:

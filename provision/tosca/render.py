@@ -19,7 +19,7 @@ from provision.framework import Framework
 from provision.record import Record
 from provision.share import share
 from provision.spec import PlatformSpec
-from provision.tosca.form import MACHINE, SERVICE, inputs_of, system_of
+from provision.tosca.form import ISSUER, MACHINE, SERVICE, inputs_of, system_of
 
 VERSION = "tosca_simple_yaml_1_0"
 NODE_TYPE = "tosca.nodes.indigo.MLaaS4HEP"
@@ -257,6 +257,8 @@ def _check(spec: PlatformSpec) -> None:
             f"A TOSCA template cannot say: {', '.join(fields)}.",
             " ".join(remedy[f] for f in fields if f in remedy) or "Leave it out of the spec, or create it directly.",
         )
+    if spec.iam and not re.fullmatch(ISSUER, spec.iam):
+        raise UsageError(f"A TOSCA template cannot have the issuer {spec.iam!r}.", f"It has to be like {ISSUER}.")
     if wheels := [name for name in spec.frameworks if name.endswith(".whl")]:
         raise UsageError(f"A TOSCA template cannot carry the framework's wheel {wheels[0]}.", "Name a framework.")
 

@@ -71,7 +71,7 @@ class Source:
         return best, self.problem(place, message)
 
     def ways(self) -> Iterator[tuple[tuple[Any, ...], Any]]:
-        """Each key and entry with what it holds."""
+        """Each key and entry with what it holds; what `<<` brings is passed over."""
         for way in self.lines:
             yield way, _at(self.data, way)
 
@@ -116,6 +116,8 @@ def _walk(source: Source, loader: Any, node: yaml.Node, way: tuple[Any, ...]) ->
             _walk(source, loader, entry, (*way, number))
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
             below = (*way, loader.construct_object(key) if isinstance(key, yaml.ScalarNode) else str(key))
             line = key.start_mark.line + 1
             if below in source.lines:

@@ -151,7 +151,7 @@ def test_the_machine_is_the_one_that_was_chosen(deployed: Deployed):
     assert (large["cpu.count"], large["memory.size"]) == ("12", f"{1536 * 2**20}B")
     assert (chosen["cpu.count"], chosen["memory.size"]) == ("8", f"{16 * 2**30}B")
     assert (chosen["gpu.count"], chosen["gpu.model"]) == ("2", "A100")
-    assert (chosen["disk.0.os.flavour"], chosen["disk.0.os.version"]) == ("ubuntu", "24.04")
+    assert (chosen["disk.0.os.flavour"], chosen["disk.0.os.version"]) == ("ubuntu", "22.04")
     slurm = deployed.settings("slurm.yaml")
     assert (slurm["disk.0.os.flavour"], slurm["disk.0.os.version"]) == ("debian", "12")
     ports = {name: deployed.settings(f"{name}.yaml")["outports"].split(",") for name in CASES}

@@ -82,6 +82,7 @@ def test_a_public_ca_cannot_reach_a_private_network(tmp_path: Path):
         ({"image": "debian-12", "network": "public"}, "image, network"),
         ({"jump": "ada@gate"}, "jump"),
         ({**SHARED, "policy": __file__}, "policy"),
+        ({**SHARED, "iam": "https://iam.example.org/{{x}}"}, "issuer"),
         ({**SHARED, "certificate": __file__, "certificate_key": __file__}, "certificate, certificate_key"),
         ({"frameworks": ["/tmp/torch-2.9.0-py3-none-any.whl"]}, "torch-2.9.0-py3-none-any.whl"),
     ],
@@ -201,6 +202,11 @@ def test_a_file_that_aliases_make_endless_is_not_read(files: Path):
     (files / "higgs.yaml").write_text(bomb)
     (problem,) = check(files / "higgs.yaml")[1]
     assert "more than 100000 entries" in problem.text
+
+
+def test_keys_that_are_merged_are_read(files: Path):
+    replace(files / "higgs.yaml", "        executor: local\n", "        <<: &more {executor: local}\n")
+    assert check(files / "higgs.yaml")[1] == []
 
 
 def test_a_lost_file_of_the_form_is_named(files: Path):
