@@ -25,20 +25,41 @@ load_xrootd()
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-_MACHINES = ("tests/e2e/", *(f"tests/integration/test_{name}.py" for name in ("local_machine", "roles", "wheel")))
+# What takes long begins first, so that no process works on alone at the end.
+_GROUPS = {
+    "cloud": ("tests/devcloud/",),
+    "machines": ("tests/e2e/", "tests/integration/test_local_machine.py"),
+    "roles": ("tests/integration/test_roles.py", "tests/integration/test_wheel.py"),
+}
+_SLOW = (
+    *_GROUPS,
+    *(f"tests/integration/test_{name}.py" for name in ("slurm_executor", "service_whole", "serving_native")),
+    *(f"tests/unit/mlaas4hep/test_{name}.py" for name in ("experiment", "keras_adapter", "reference", "onnx")),
+)
+
+
+def _group(nodeid: str) -> str:
+    if "openstack" in nodeid:
+        return "cloud"
+    return next((name for name, places in _GROUPS.items() if nodeid.startswith(places)), nodeid.partition("::")[0])
 
 
 class _Groups(LoadScopeScheduling):
     """With several processes, tests of a file stay together, those with machines, and those with the cloud."""
 
     def _split_scope(self, nodeid: str) -> str:
-        if "openstack" in nodeid or nodeid.startswith("tests/devcloud/"):
-            return "cloud"
-        return "machines" if nodeid.startswith(_MACHINES) else nodeid.partition("::")[0]
+        return _group(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    config.option.loadscopereorder = False  # it would begin with the groups of many tests
     return _Groups(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order the groups; one process alone keeps the order of the files, in which the cloud is prepared meanwhile."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: _SLOW.index(group) if (group := _group(item.nodeid)) in _SLOW else len(_SLOW))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -83,10 +83,17 @@ def readable(pattern: str) -> Iterator[Path]:
 
 
 def forwarding() -> str:
-    """The switch of the interface of the default route; `1` while somebody else lets the whole computer forward."""
+    """The switch of the interface of the default route; `needed` while somebody else lets this computer forward."""
     conf = Path("/proc/sys/net/ipv4/conf")
-    whole = (conf / "all/forwarding").read_text().strip()
-    return whole if whole == "1" else (conf / _network.default_route()[0] / "forwarding").read_text().strip()
+    others = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    if "provision-" in others or (conf / "all/forwarding").read_text().strip() == "1":
+        return "needed"
+    return (conf / _network.default_route()[0] / "forwarding").read_text().strip()
+
+
+def assert_given_back(before: str) -> None:
+    """The switch is as it was, unless others have needed it."""
+    assert "needed" in (before, after := forwarding()) or after == before
 
 
 @contextlib.contextmanager
@@ -117,7 +124,7 @@ def machine(cloud: LocalCloud) -> Iterator[Platform]:
         finally:
             remove(cloud, platform)
     assert traces(platform.uid) == []
-    assert forwarding() == before
+    assert_given_back(before)
     assert not platform.folder.machine.exists()
 
 
@@ -348,7 +355,7 @@ def test_a_creation_killed_anywhere_is_finished_by_the_next_and_disturbs_no_othe
     finally:
         remove(cloud, platform)
     assert traces(platform.uid) == []
-    assert forwarding() == before
+    assert_given_back(before)
     with ssh(cloud, machine) as remote:
         remote.run(["sudo", "apt-get", "update", "-qq"])
 
