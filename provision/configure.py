@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,15 @@ from provision.spec import PlatformSpec
 MARKER = "/etc/mlaas4hep/platform.json"
 """Written by the playbook as its last task: the machine itself says what it was configured with."""
 
+IMAGE_MARKER = "/etc/mlaas4hep/image"
+"""The digest of a baked image, on the machines made of it: what the roles need not install there any more."""
+
+NOT_BAKED = ("machine", "gpu_driver")
+"""Tags of what is not done on the machine of which an image is made."""
+
+_BAKED_ROLES = ("base", "xrootd_client", "mlaas4hep")
+_OTHER_ROLES = ("gpu_driver", "slurm", "web_proxy")
+
 
 @dataclass
 class PlaybookResult:
@@ -33,25 +43,60 @@ class PlaybookResult:
 
 def platform_variables(record: Record, framework: Framework) -> dict[str, Any]:
     """The variables of `platform.yml` for this platform; the one place where a spec becomes role inputs."""
-    locks = share() / "locks"
     gpus = record.spec.gpu.count if record.spec.gpu else 0
     variables: dict[str, Any] = {
         "platform_name": record.name,
         "platform_uid": record.uid,
         "base_expires_at": record.expires_at.strftime("%Y-%m-%d %H:%M:%S UTC") if record.expires_at else "",
         "base_idle_seconds": int(record.spec.idle_stop.total_seconds()) if record.spec.idle_stop else 0,
-        "mlaas4hep_gpu": gpus > 0,
         "mlaas4hep_gpus": gpus,
         "slurm_gpus": gpus,
-        "mlaas4hep_installer": str(locks / "installer.txt"),
-        "mlaas4hep_lock": str(locks / ("platform-gpu.txt" if gpus else "platform.txt")),
-        "mlaas4hep_wheel": str(framework.wheel or ""),
-        "mlaas4hep_version": framework.version,
-        "mlaas4hep_packages": further_packages(record.spec.frameworks),
+        **_installed_variables(record.spec, framework),
         **_service_variables(record.spec),
     }
     variables["platform_digest"] = _configuration_digest(variables, framework)
     return variables
+
+
+def image_variables(spec: PlatformSpec, framework: Framework) -> dict[str, Any]:
+    """The variables with which `platform.yml` bakes an image for platforms of that spec."""
+    # a personal service needs nothing that a shared one does not need
+    return {**_installed_variables(spec, framework), "mlaas4hep_service": "personal"}
+
+
+def image_digest(spec: PlatformSpec, framework: Framework) -> str:
+    """Digest of all that decides what a baked image for platforms of that spec has, but for its system."""
+    base, variables = share(), _installed_variables(spec, framework)
+    roles = [base / "roles" / name for name in _BAKED_ROLES]
+    files = [path for role in roles for path in sorted(role.rglob("*")) if path.is_file()]
+    playbooks = [base / "playbooks" / "platform.yml", base / "playbooks" / "cloud_image.yml"]
+    locks = [Path(variables["mlaas4hep_installer"]), Path(variables["mlaas4hep_lock"])]
+    packages = [
+        digest_of([Path(name)], Path(name).parent) if name.endswith(".whl") else name
+        for name in variables["mlaas4hep_packages"]
+    ]
+    words = [digest_of([*files, *playbooks, *locks], base), _framework_digest(framework), *packages]
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
+
+
+def personal_tags(spec: PlatformSpec) -> tuple[str, ...]:
+    """Tags of what is left to do on a machine of a baked image: what is its own, and the roles that no image has."""
+    # these may install packages, for which the role `base` fetches the lists
+    more = spec.service == "shared" or spec.gpu is not None
+    return ("machine", *_OTHER_ROLES, *(("base",) if more else ()))
+
+
+def _installed_variables(spec: PlatformSpec, framework: Framework) -> dict[str, Any]:
+    """What decides which packages are installed; all else is settings."""
+    locks, gpu = share() / "locks", spec.gpu is not None
+    return {
+        "mlaas4hep_gpu": gpu,
+        "mlaas4hep_installer": str(locks / "installer.txt"),
+        "mlaas4hep_lock": str(locks / ("platform-gpu.txt" if gpu else "platform.txt")),
+        "mlaas4hep_wheel": str(framework.wheel or ""),
+        "mlaas4hep_version": framework.version,
+        "mlaas4hep_packages": further_packages(spec.frameworks),
+    }
 
 
 def _service_variables(spec: PlatformSpec) -> dict[str, Any]:
@@ -79,25 +124,32 @@ def _configuration_digest(variables: dict[str, Any], framework: Framework) -> st
     files = [p for d in ("playbooks", "roles") for p in sorted((base / d).rglob("*")) if p.is_file()]
     paths = {"mlaas4hep_installer", "mlaas4hep_lock", "mlaas4hep_wheel"}
     files += [Path(variables["mlaas4hep_installer"]), Path(variables["mlaas4hep_lock"])]
-    wheel = digest_of([framework.wheel], framework.wheel.parent) if framework.wheel else framework.version
     words = {k: v for k, v in variables.items() if k not in paths}
     for name in ("mlaas4hep_policy", "mlaas4hep_issuer_ca", "web_proxy_certificate", "web_proxy_key"):
         if words.get(name):
             words[name] = digest_text(Path(words[name]).read_text(encoding="utf-8"))
-    return f"{digest_of(files, base)}-{wheel}-{digest_text(json.dumps(words, sort_keys=True))}"
+    return f"{digest_of(files, base)}-{_framework_digest(framework)}-{digest_text(json.dumps(words, sort_keys=True))}"
+
+
+def _framework_digest(framework: Framework) -> str:
+    return digest_of([framework.wheel], framework.wheel.parent) if framework.wheel else framework.version
 
 
 def digest_text(text: str) -> str:
     """Short digest of a text."""
-    import hashlib
-
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def run_playbook(
-    folder: Folder, playbook: str, variables: dict[str, Any], progress: Callable[[str], None], check: bool = False
+    folder: Folder,
+    playbook: str,
+    variables: dict[str, Any],
+    progress: Callable[[str], None],
+    check: bool = False,
+    tags: Sequence[str] = (),
+    skip_tags: Sequence[str] = (),
 ) -> PlaybookResult:
-    """Run one playbook of the toolkit on the platform.
+    """Run one playbook of the toolkit on the platform, or its tasks with `tags`, or those without `skip_tags`.
 
     `progress` gets the name of each task as it starts. The whole output is kept in the platform's log folder, and the
     result beside it as JSON. Raises ProvisionError that names the failed task, its message and the log file.
@@ -142,6 +194,8 @@ def run_playbook(
             extravars=variables,
             envvars=_environment(base, private),
             cmdline="--check" if check else None,
+            tags=",".join(tags),
+            skip_tags=",".join(skip_tags),
             event_handler=on_event,
             quiet=True,
         )

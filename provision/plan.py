@@ -20,9 +20,9 @@ from typing import Protocol
 from provision import __version__
 from provision.clouds import open_cloud
 from provision.clouds.base import Choice, Cloud, Offer, Platform, Step
-from provision.configure import MARKER, platform_variables, run_playbook
+from provision.configure import IMAGE_MARKER, MARKER, image_digest, personal_tags, platform_variables, run_playbook
 from provision.errors import ProvisionError, UsageError
-from provision.framework import find_framework, further_packages
+from provision.framework import find_framework
 from provision.record import Folder, Home, Record, Resource, new_uid, now
 from provision.remote import (
     AWAIT_CLOUD_INIT,
@@ -80,7 +80,7 @@ class Plan:
 
     def steps(self, note: Callable[[str], None]) -> list[Step]:
         """All steps; those of the cloud, then those on the machine."""
-        machine = MachineSteps(self.cloud, self.platform, self.cache, note)
+        machine = MachineSteps(self.cloud, self.platform, self.cache, note, bool(self.offer.values.get("baked")))
         steps = [*self.cloud.steps(self.platform, self.offer), machine.ssh()]
         if self.cloud.host_key_in_user_data:
             steps.append(machine.host_key())
@@ -156,10 +156,8 @@ def plan_among(specs: Sequence[PlatformSpec], home: Home, bare: bool = False) ->
         cloud = open_cloud(spec.cloud, home)
         offer = Offer(facts=record.facts, values=record.values)
         return Plan(cloud, Platform(record, folder), home.cache, offer, bare, resumed=True)
-    if not bare:
-        find_framework(specs[0].mlaas4hep, home.cache)
-        further_packages(specs[0].frameworks)
-    cloud, spec, offer = _first_that_serves(specs, home)
+    baked = "" if bare else image_digest(specs[0], find_framework(specs[0].mlaas4hep, home.cache))
+    cloud, spec, offer = _first_that_serves(specs, home, baked)
     record = Record(
         name=spec.name,
         uid=new_uid(),
@@ -173,17 +171,17 @@ def plan_among(specs: Sequence[PlatformSpec], home: Home, bare: bool = False) ->
     return Plan(cloud, Platform(record, folder), home.cache, offer, bare, resumed=False)
 
 
-def _first_that_serves(specs: Sequence[PlatformSpec], home: Home) -> tuple[Cloud, PlatformSpec, Offer]:
+def _first_that_serves(specs: Sequence[PlatformSpec], home: Home, baked: str) -> tuple[Cloud, PlatformSpec, Offer]:
     """The first cloud whose checks pass; its offer tells what became of the others."""
     clouds = [open_cloud(spec.cloud, home) for spec in specs]
     if len(clouds) == 1:
-        return clouds[0], specs[0], clouds[0].check(specs[0])
+        return clouds[0], specs[0], clouds[0].check(specs[0], baked=baked)
     for cloud in clouds:
         cloud.ensure_known()
     refused: list[Choice] = []
     for cloud, spec in zip(clouds, specs, strict=True):
         try:
-            offer = cloud.check(spec)
+            offer = cloud.check(spec, baked=baked)
         except ProvisionError as error:
             refused.append(Choice("cloud", spec.cloud, "", error.message))
             continue
@@ -274,11 +272,14 @@ def carry_out(make_steps: Callable[[Callable[[str], None]], Sequence[Step]], pro
 class MachineSteps:
     """The steps on the machine itself, the same for every cloud."""
 
-    def __init__(self, cloud: Cloud, platform: Platform, cache: Path, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, cloud: Cloud, platform: Platform, cache: Path, note: Callable[[str], None], baked: bool = False
+    ) -> None:
         self.cloud = cloud
         self.platform = platform
         self.cache = cache
         self.note = note
+        self.baked = baked
 
     @property
     def folder(self) -> Folder:
@@ -358,7 +359,8 @@ class MachineSteps:
         roles = ["base", "GPU driver", "XRootD client", "framework"]
         roles += ["Slurm"] if spec.executor == "slurm" else []
         roles += ["web proxy"] if spec.service == "shared" else []
-        return Step("configure", f"roles: {', '.join(roles)}", 90, self._find_roles, self._make_roles)
+        title = f"roles: {', '.join(roles)}" + "; only what is the machine's own" * self.baked
+        return Step("configure", title, 15 if self.baked else 90, self._find_roles, self._make_roles)
 
     def _variables(self) -> dict[str, object]:
         record = self.platform.record
@@ -376,8 +378,16 @@ class MachineSteps:
 
     def _make_roles(self) -> Resource:
         variables = self._variables()
-        run_playbook(self.folder, "platform.yml", variables, self.note)
+        tags = personal_tags(self.platform.spec) if self._is_of_baked_image() else ()
+        run_playbook(self.folder, "platform.yml", variables, self.note, tags=tags)
         return Resource(kind="configuration", id=str(variables["platform_digest"]), ours=False)
+
+    def _is_of_baked_image(self) -> bool:
+        """Whether the machine was never configured, and its image has all that the roles would install."""
+        spec = self.platform.spec
+        with Remote(self.folder) as remote:
+            told = remote.run(["sh", "-c", f"test -e {MARKER} || cat {IMAGE_MARKER}"], check=False)
+        return told.strip() == image_digest(spec, find_framework(spec.mlaas4hep, self.cache))
 
 
 def to_remove(cloud: Cloud, platform: Platform) -> list[Resource]:

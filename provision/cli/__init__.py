@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from provision.cli import adoption, change, connect, create, jobs, login, platforms, service, tosca
+from provision.cli import adoption, change, connect, create, images, jobs, login, platforms, service, tosca
 from provision.cli.context import console
 from provision.errors import ProvisionError
 
@@ -22,6 +22,7 @@ create.register(app)
 platforms.register(app)
 change.register(app)
 adoption.register(app)
+images.register(app)
 jobs.register(app)
 service.register(app)
 connect.register(app)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from provision.clouds._glance import DIGEST
 from provision.clouds.base import Choice, Offer, Platform, Quota
-from provision.clouds.flavors import SYSTEMS, Flavor, Image, flavor_choices, image_choices
+from provision.clouds.flavors import SYSTEMS, Flavor, Image, fits_baked, flavor_choices, image_choices
 from provision.errors import ProvisionError
 from provision.spec import PlatformSpec
 
@@ -47,9 +48,10 @@ class Choosing:
         """The SDK's connection."""
         return self._connection()
 
-    def offer(self, spec: PlatformSpec) -> Offer:
+    def offer(self, spec: PlatformSpec, baked: str = "") -> Offer:
         """See the contract's `check`."""
-        image, images = self._choose_image(spec)
+        image, images = self._choose_image(spec, baked)
+        is_baked = fits_baked(image, baked)
         network = self._choose_network(spec)
         limits = self._limits()
         flavor, flavors = self._choose_flavor(spec, image, limits)
@@ -63,12 +65,12 @@ class Choosing:
         return Offer(
             facts={
                 "flavor": f"{flavor.name} ({flavor})",
-                "image": f"{image.name} ({image})",
+                "image": f"{image.name} ({image}{', baked' * is_baked})",
                 "network": network["words"],
             },
             choices=(*flavors, *images),
             quotas=tuple(quotas),
-            values={"flavor": flavor.id, "image": image.id, **network},
+            values={"flavor": flavor.id, "image": image.id, **({"baked": image.name} if is_baked else {}), **network},
         )
 
     def size(self, spec: PlatformSpec, server: Any) -> Offer:
@@ -123,8 +125,13 @@ class Choosing:
     def _flavors(self) -> list[Flavor]:
         return [_flavor(found) for found in self.conn.compute.flavors(details=True, get_extra_specs=True)]
 
-    def _choose_image(self, spec: PlatformSpec) -> tuple[Image, list[Choice]]:
-        images = [_image(found) for found in self.conn.image.images(status="active")]
+    def plain_image(self) -> Image:
+        """The image of a platform without particular wishes, where none is baked for it."""
+        return self._choose_image(PlatformSpec(name="any"))[0]
+
+    def _choose_image(self, spec: PlatformSpec, baked: str = "") -> tuple[Image, list[Choice]]:
+        project = self.conn.current_project_id
+        images = [_image(found, project) for found in self.conn.image.images(status="active")]
         if spec.image:
             found = [image for image in images if spec.image in (image.id, image.name)]
             if not found:
@@ -137,7 +144,7 @@ class Choosing:
                     f"Name one by its id: {_list(i.id for i in found)}.",
                 )
             return found[0], [Choice("image", found[0].name, str(found[0]), "asked for", True)]
-        image, choices = image_choices(images)
+        image, choices = image_choices(images, baked)
         if image is None:
             systems = ", ".join(" ".join(system) for system in SYSTEMS)
             raise ProvisionError(
@@ -315,7 +322,7 @@ def _flavor(found: Any) -> Flavor:
     return Flavor(found.id, found.name, found.vcpus, found.ram, found.disk, dict(found.extra_specs or {}))
 
 
-def _image(found: Any) -> Image:
+def _image(found: Any, project: str = "") -> Image:
     properties = found.properties or {}
     return Image(
         id=found.id,
@@ -326,6 +333,8 @@ def _image(found: Any) -> Image:
         min_ram=found.min_ram or 0,
         created_at=str(found.created_at),
         snapshot=properties.get("image_type") == "snapshot",
+        baked=str(properties.get(DIGEST) or ""),
+        ours=found.owner == project,
     )
 
 

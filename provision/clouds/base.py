@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from provision.errors import UsageError
 from provision.record import Access, Folder, Record, Resource
 from provision.spec import PlatformSpec
+
+if TYPE_CHECKING:
+    from provision.clouds._baked import Images
 
 MachineState = Literal["running", "stopped", "released", "starting", "error", "missing"]
 """`released` is stopped without holding anything of the cloud but a disk image and an address."""
@@ -167,8 +170,11 @@ class Cloud(ABC):
         """Raise UsageError when the user's configuration knows no such cloud; nothing is asked of the cloud."""
 
     @abstractmethod
-    def check(self, spec: PlatformSpec) -> Offer:
+    def check(self, spec: PlatformSpec, *, baked: str = "") -> Offer:
         """Check credentials, quota and requirements; choose. Writes nothing.
+
+        `baked` is the digest of an image that has all that the roles would install; it is taken where there is one, and
+        the offer's value `baked` then names it.
 
         Asked once for a platform: a creation that is resumed goes on with what was chosen. Raises ProvisionError or
         UsageError with the remedy.
@@ -185,6 +191,10 @@ class Cloud(ABC):
             f"The cloud {platform.spec.cloud} has no commands of its own to explain the plan by.",
             "--dry-run shows the plan.",
         )
+
+    def images(self) -> Images:
+        """The images that were baked for platforms here; raises UsageError where machines are made of none."""
+        raise UsageError("A machine that was there before is made of no image.", "Name another cloud.")
 
     @abstractmethod
     def access(self, platform: Platform) -> Access:

@@ -45,7 +45,7 @@ class ExistingHost(Cloud):
         self.user, self.host, self.port = found["user"], found["host"].strip("[]"), int(found["port"] or 0)
         self.home = home
 
-    def check(self, spec: PlatformSpec) -> Offer:
+    def check(self, spec: PlatformSpec, *, baked: str = "") -> Offer:
         """See the contract: the host's key is known, and the roles can be applied to it (`_precheck`)."""
         if spec.image or spec.network or spec.ports:
             raise UsageError("image, network and ports cannot be chosen for a machine that exists already.")

@@ -53,7 +53,10 @@ class Flavor:
 
 @dataclass(frozen=True)
 class Image:
-    """An image as the cloud tells it; `min_ram` in MiB, `min_disk` in GiB."""
+    """An image as the cloud tells it; `min_ram` in MiB, `min_disk` in GiB.
+
+    `baked` is the digest of an image that a toolkit has baked, `ours` whether it belongs to the user's own project.
+    """
 
     id: str
     name: str
@@ -63,6 +66,8 @@ class Image:
     min_ram: int
     created_at: str
     snapshot: bool = False
+    baked: str = ""
+    ours: bool = False
 
     def __str__(self) -> str:
         return f"{self.distribution or 'unknown system'} {self.version}".strip()
@@ -110,21 +115,29 @@ def flavor_choices(
     return chosen, choices
 
 
-def image_choices(images: Iterable[Image]) -> tuple[Image | None, list[Choice]]:
-    """Take the newest image of the system that stands first in SYSTEMS."""
+def image_choices(images: Iterable[Image], baked: str = "") -> tuple[Image | None, list[Choice]]:
+    """Take the newest image of the system that stands first in SYSTEMS, before all one baked with the digest `baked`.
 
-    def rank(image: Image) -> tuple[int, str]:
+    What another project has baked is not taken: whoever made an image is root on its machines.
+    """
+
+    def rank(image: Image) -> tuple[bool, int, str]:
         system = (image.distribution, image.version)
-        return (len(SYSTEMS) - SYSTEMS.index(system) if _served(image) else 0, image.created_at) if system else (0, "")
+        place = len(SYSTEMS) - SYSTEMS.index(system) if _served(image) else 0
+        return fits_baked(image, baked), place, image.created_at
 
     ordered = sorted(images, key=rank, reverse=True)
-    chosen = next((image for image in ordered if _served(image)), None)
+    chosen = next(
+        (image for image in ordered if _served(image) and fits_baked(image, baked) == bool(image.baked)), None
+    )
     choices = []
     for image in ordered:
         if image is chosen:
-            verdict = "newest of the preferred system"
+            verdict = "baked: has all that the roles install" if image.baked else "newest of the preferred system"
         elif image.snapshot:
             verdict = "a snapshot of a machine"
+        elif image.baked and _served(image):
+            verdict = _objection_to_baked(image, baked)
         elif _served(image):
             verdict = "a system further down the list, or older"
         else:
@@ -133,6 +146,19 @@ def image_choices(images: Iterable[Image]) -> tuple[Image | None, list[Choice]]:
             )
         choices.append(Choice("image", image.name, str(image), verdict, image is chosen))
     return chosen, choices
+
+
+def fits_baked(image: Image, baked: str) -> bool:
+    """Whether it is an image of the user's own project that was baked with that digest."""
+    return bool(baked) and image.baked == baked and image.ours
+
+
+def _objection_to_baked(image: Image, baked: str) -> str:
+    if not baked:
+        return "baked, and no roles are asked for"
+    if not image.ours:
+        return "baked in another project"
+    return "baked, and older" if image.baked == baked else "baked of other roles or packages than are wanted"
 
 
 def _served(image: Image) -> bool:

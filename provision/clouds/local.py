@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from provision.clouds import _computer, _container, _image, _network
+from provision.clouds._baked import BakedImage, LocalImages
 from provision.clouds.base import LOGIN_USER, Cloud, MachineState, Offer, Platform, Quota, Step, Usage
 from provision.errors import ProvisionError, UsageError
 from provision.record import Access, Folder, Home, Record, Resource, write_private
@@ -38,7 +39,15 @@ class LocalCloud(Cloud):
         """What the root image is made of, read once."""
         return _image.Recipe(_computer.release(), _image.read_settings())
 
-    def check(self, spec: PlatformSpec, made: Record | None = None) -> Offer:
+    def images(self) -> LocalImages:
+        """See the contract."""
+        return LocalImages(self.home.path / "images", self.recipe.digest)
+
+    def root(self, folder: Folder) -> Path:
+        """Where the root folder of a machine lies."""
+        return _root(folder)
+
+    def check(self, spec: PlatformSpec, made: Record | None = None, *, baked: str = "") -> Offer:
         """See that this computer can make the machine and has room for it; writes nothing."""
         _check_wishes(spec)
         _computer.require_maker()
@@ -49,7 +58,10 @@ class LocalCloud(Cloud):
         gpus = _gpus(spec.gpu) if spec.gpu else []
         _network.default_route()
         space = _network.choose_range(recipe.settings.hosts())
-        return Offer(facts=self._facts(spec, space, gpus), quotas=quotas, values={"range": str(space)})
+        image = self.images().find(baked) if baked else None
+        facts = {**self._facts(spec, space, gpus), **self._image(baked, image)}
+        values = {"range": str(space)} | ({"baked": image.name} if image else {})
+        return Offer(facts=facts, quotas=quotas, values=values)
 
     def _facts(self, spec: PlatformSpec, space: ipaddress.IPv4Network, gpus: list[_Card]) -> dict[str, str]:
         facts = {
@@ -72,17 +84,25 @@ class LocalCloud(Cloud):
                 f"Leave out --image, or write --image {release}.",
             )
 
-    def _image(self) -> dict[str, str]:
+    def _image(self, wanted: str = "", baked: BakedImage | None = None) -> dict[str, str]:
+        """Which image a machine is made of, and why not of one that was baked."""
+        if baked:
+            return {"image": f"{baked.name}, baked {baked.created_at:%Y-%m-%d %H:%M}: has all that the roles install"}
         cached = self.recipe.path(self.home.cache).exists()
         words = "cached" if cached else "made of this computer's package sources, about a minute"
+        if wanted and (others := self.images().all()):
+            same = any(other.digest == wanted for other in others)
+            what = "with other settings of this computer" if same else "of other roles or packages"
+            words += f"; not {others[0].name}, which was baked {what}"
         return {"image": f"{self.recipe.release}, {words}"}
 
     def steps(self, platform: Platform, offer: Offer) -> list[Step]:
         """Image, root folder, network, machine."""
-        local = _Local(self, platform)
+        local = _Local(self, platform, offer.values.get("baked", ""))
+        title = "baked image" if local.baked else "root image of this computer's packages"
         return [
-            Step("image", "root image of this computer's packages", 60, local.find_image, local.make_image),
-            Step("root", "root folder", 5, local.find_root, local.make_root),
+            Step("image", title, 60, local.find_image, local.make_image),
+            Step("root", "root folder", 15 if local.baked else 5, local.find_root, local.make_root),
             Step(
                 "network",
                 "network namespace, address and NAT",
@@ -194,9 +214,10 @@ class LocalCloud(Cloud):
 class _Local:
     """One platform's machine on this computer: where it lies, and its steps."""
 
-    def __init__(self, cloud: LocalCloud, platform: Platform) -> None:
+    def __init__(self, cloud: LocalCloud, platform: Platform, baked: str = "") -> None:
         self.cloud = cloud
         self.platform = platform
+        self.baked = baked
         self.uid = platform.uid
         self.folder = platform.folder.machine
         self.root = _root(platform.folder)
@@ -204,8 +225,13 @@ class _Local:
             uid=self.uid, root=self.root, network=_network.path(self.uid), console=self.folder / "console.log"
         )
 
+    def image(self) -> Path:
+        """What the root folder is made of; the plain image where the baked one has gone since it was chosen."""
+        baked = self.cloud.images().path(self.baked) if self.baked else None
+        return baked if baked and baked.exists() else self.cloud.recipe.path(self.cloud.home.cache)
+
     def find_image(self) -> Resource | None:
-        image = self.cloud.recipe.path(self.cloud.home.cache)
+        image = self.image()
         return _shared(image) if image.exists() or self.find_root() else None
 
     def make_image(self) -> Resource:
@@ -219,7 +245,9 @@ class _Local:
 
     def make_root(self) -> Resource:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        image = _image.build(self.cloud.recipe, self.cloud.home.cache)
+        image = self.image()
+        if not image.exists():
+            image = _image.build(self.cloud.recipe, self.cloud.home.cache)
         _image.make_root(image, self.root, self.platform, _network.resolver())
         return self.root_resource()
 

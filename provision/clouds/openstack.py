@@ -13,10 +13,12 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from provision.clouds import _explain
+from provision.clouds._baked import Images
 from provision.clouds._belongings import Belongings
 from provision.clouds._changing import Changing
 from provision.clouds._choosing import Choosing
 from provision.clouds._credentials import agent_account, connect, explained, parted, read_entry
+from provision.clouds._glance import CloudImages
 from provision.clouds._lease import Lease
 from provision.clouds._making import PRIVATE_RANGE, Making, rules, user_data
 from provision.clouds._marks import HOST_KEY, found_platforms
@@ -103,9 +105,13 @@ class OpenStackCloud(Cloud):
         read_entry(self.name)
 
     @_insistent
-    def check(self, spec: PlatformSpec) -> Offer:
+    def check(self, spec: PlatformSpec, *, baked: str = "") -> Offer:
         """See the contract."""
-        return self._choosing.offer(spec)
+        return self._choosing.offer(spec, baked)
+
+    def images(self) -> Images:
+        """See the contract."""
+        return CloudImages(self.name, lambda: self.conn, self.insist, self._choosing.plain_image)
 
     # ------------------------------------------------------------------ making
 
