@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import pytest
 from keystoneauth1.exceptions import ConnectFailure
 
-from tests.devcloud.fixtures import TestCloud, connect, listing
+from tests.devcloud.fixtures import TestCloud, connect
 from tests.devcloud.seed import FLAVORS, USERS
 from tests.devcloud.state import HERE
 
@@ -40,38 +36,6 @@ def test_a_project_does_not_see_the_networks_of_another(devcloud: TestCloud) -> 
     assert mine.network.find_network("other-net") is None
     for connection in (mine, theirs):
         connection.close()
-
-
-@contextmanager
-def server(connection: Any) -> Iterator[Any]:
-    """A server on a network of its own, both deleted at the end."""
-    with ExitStack() as undo:
-        network = connection.network.create_network(name="devcloud-test")
-        undo.callback(connection.network.delete_network, network)
-        connection.network.create_subnet(network_id=network.id, cidr="10.99.0.0/24", ip_version=4)
-        made = connection.compute.create_server(
-            name="devcloud-test",
-            image_id=connection.image.find_image("debian-12").id,
-            flavor_id=connection.compute.find_flavor("m1.small").id,
-            networks=[{"uuid": network.id}],
-        )
-        undo.callback(connection.compute.wait_for_delete, made, interval=1)
-        undo.callback(connection.compute.delete_server, made)
-        yield connection.compute.wait_for_server(made, interval=1, wait=300)
-
-
-def test_a_server_shows_its_host_keys_in_the_console_log_and_leaves_nothing(devcloud: TestCloud) -> None:
-    before = listing(devcloud)
-    connection = connect(devcloud)
-    with server(connection) as made:
-        log, end = "", time.monotonic() + 180
-        while "-----END SSH HOST KEY KEYS-----" not in log and time.monotonic() < end:
-            time.sleep(1)
-            log = connection.compute.get_server_console_output(made)["output"]
-        assert "systemd" in log
-        assert "\nssh-ed25519 AAAA" in log.replace("\r", "")
-    connection.close()
-    assert listing(devcloud) == before
 
 
 def verb(*words: str) -> None:
