@@ -1,4 +1,4 @@
-"""The development cloud behaves as a cloud: it answers, boots a plain Debian, and has outages on demand."""
+"""The development cloud behaves as a cloud: it answers, and has outages on demand."""
 
 from __future__ import annotations
 
