@@ -139,7 +139,8 @@ def image_choices(images: Iterable[Image], baked: str = "") -> tuple[Image | Non
         elif image.baked and _served(image):
             verdict = _objection_to_baked(image, baked)
         elif _served(image):
-            verdict = "a system further down the list, or older"
+            plain = chosen is not None and chosen.baked
+            verdict = "plain, and a baked one serves" if plain else "a system further down the list, or older"
         else:
             verdict = (
                 "a system that the roles do not serve" if image.distribution else "does not tell its system (os_distro)"

@@ -30,6 +30,7 @@ def chosen(*images: Image, baked: str) -> tuple[str, dict[str, str]]:
 def test_an_image_with_all_that_is_wanted_goes_before_a_newer_plain_one() -> None:
     taken, verdicts = chosen(PLAIN, BAKED, baked="d1")
     assert (taken, verdicts["baked"]) == ("i2", "baked: has all that the roles install")
+    assert verdicts["Debian 12"] == "plain, and a baked one serves"
 
 
 @pytest.mark.parametrize(
