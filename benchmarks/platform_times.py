@@ -1,9 +1,11 @@
-"""Times of a platform on an OpenStack, from a plain image to ready, and of a second run of the roles.
+"""Times of a platform on an OpenStack, from an image to ready, and of a second run of the roles.
 
-    OS_CLOUD=devcloud python benchmarks/platform_times.py [OPTIONS OF provision create]
+    OS_CLOUD=devcloud python benchmarks/platform_times.py [--baked] [OPTIONS OF provision create]
 
-Creates a platform of its own and deletes it. Prints a Markdown table. The toolkit's own part is what remains of the
-whole time without the cloud's steps and the tasks on the machine: start-up, Python, polling, SSH.
+Creates a platform of its own and deletes it. With --baked it makes an image of its own before, and a first platform
+of it, so that the cloud has a copy where servers run, as after the first one each day. Prints a Markdown table. The
+toolkit's own part is what remains of the whole time without the cloud's steps and the tasks on the machine: start-up,
+Python, polling, SSH.
 """
 
 from __future__ import annotations
@@ -53,7 +55,15 @@ def main() -> None:
     cloud = os.environ.get("OS_CLOUD") or sys.exit("Set OS_CLOUD to an entry of clouds.yaml.")
     home = Path(tempfile.mkdtemp(prefix="benchmark-"))
     os.environ["PROVISION_HOME"] = str(home)
-    create = ["create", NAME, "--cloud", cloud, "--yes", "--json", *sys.argv[1:]]
+    options = [word for word in sys.argv[1:] if word != "--baked"]
+    baked = len(options) < len(sys.argv[1:])
+    create = ["create", NAME, "--cloud", cloud, "--yes", "--json", *options]
+    rows: list[tuple[str, float]] = []
+    if baked:
+        build, image = provision("image", "build", "--cloud", cloud, "--yes")
+        cold, _ = provision(*create)
+        provision("delete", NAME, "--yes")
+        rows += [("`provision image build`", build), ("`provision create`, the first of a baked image", cold)]
     total, text = provision(*create)
     seconds = {entry["step"]: entry["seconds"] for entry in json.loads(text)["ledger"]}
     first = playbooks(home)[0]
@@ -63,11 +73,13 @@ def main() -> None:
     second_total, _ = provision(*create)
     second = playbooks(home)[-1]
     delete, _ = provision("delete", NAME, "--yes")
+    if baked:
+        provision("image", "delete", image.strip(), "--cloud", cloud, "--yes")
     shutil.rmtree(home)
     cloud_time = sum(value for step, value in seconds.items() if step in CLOUD_STEPS)
     tasks = sum(first["seconds"].values())
-    rows = [
-        ("`provision create`, plain image to ready platform", total),
+    rows += [
+        (f"`provision create`, {'baked' if baked else 'plain'} image to ready platform", total),
         ("... of which the cloud: network, server, first SSH", cloud_time),
         ("... of which tasks of the roles on the machine", tasks),
         ("... of which the toolkit's own waiting and Python", total - cloud_time - tasks),
