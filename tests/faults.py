@@ -1,7 +1,7 @@
 """Faults of a cloud: a transport that makes chosen calls of the SDK fail, over a real cloud.
 
-`OS_CLIENT_CONFIG_FILE=clouds.yaml python -m tests.faults CLOUD` tries every call of sign-in, create, stop, start and
-delete with every kind of fault, one at a time, and writes the table of docs/faults.md. That takes an hour;
+`OS_CLIENT_CONFIG_FILE=clouds.yaml python -m tests.faults CLOUD` tries every call of sign-in, create, stop, start,
+resize and delete with every kind of fault, one at a time, and writes the table of docs/faults.md. That takes an hour;
 the suite tries the dangerous ones, several in one command, and compares.
 """
 
@@ -15,7 +15,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +309,35 @@ class Trial:
             lambda done: _expect(self.cloud.state(self.platform), state, verb, done),
         )
 
+    def sizing(self) -> Iterator[Operation]:
+        """A resize, its end, and its being taken back; between flavors with disks of the same size at last."""
+        flavors = self.observer.compute.flavors(details=True)
+        other, larger = [flavor.id for flavor in sorted(flavors, key=lambda f: f.name) if flavor.vcpus == 2][:2]
+        present = self.platform.record.values
+
+        def wanted() -> Platform:
+            return replace(self.platform, record=self.platform.record.model_copy(update={"values": {"flavor": larger}}))
+
+        def again() -> None:
+            nonlocal larger, other
+            present["flavor"], larger, other = larger, other, larger
+            self.cloud.resize(wanted())
+
+        def expect(resizing: bool) -> Callable[[bool], None]:
+            return lambda done: _expect(self.cloud.resizing(self.platform), resizing, "resizing", done)
+
+        def resize() -> None:
+            self.cloud.resize(wanted())
+
+        def take_back() -> None:
+            self.cloud.restore_size(self.platform)
+
+        yield Operation("resize", resize, take_back, expect(True))
+        resize()
+        yield Operation("resize: taken back", take_back, resize, expect(False))
+        yield Operation("resize: kept", lambda: self.cloud.keep_size(wanted()), again, expect(False))
+        self.cloud.keep_size(wanted())
+
     def repeatable(self) -> list[Operation]:
         """What changes nothing when it is done twice; tried again once only, to save time."""
         return [
@@ -366,7 +395,18 @@ def all_of_them(trial: Trial) -> Outcomes:
             try_one_at_a_time(operation, *mode, outcomes)
         for verb in ("stop", "start"):
             try_one_at_a_time(trial.power(verb), *mode, outcomes)
+    sizes(trial, outcomes)
     return outcomes
+
+
+def sizes(trial: Trial, outcomes: Outcomes) -> None:
+    """What changes the size: only what is dangerous, as each try is a whole resize."""
+    for operation in trial.sizing():
+        try_all_lasting(operation, "error", outcomes)
+        operation.restore()
+        for kind in ("lost", "late"):
+            try_writing(operation, kind, 1, outcomes)
+            operation.restore()
 
 
 MODES = [mode for kind in KINDS for mode in (kind, f"{kind}, lasting")]

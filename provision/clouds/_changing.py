@@ -190,9 +190,12 @@ class Changing:
 
     def keep_size(self, platform: Platform) -> None:
         """Confirm the new size; the cloud forgets the disk at the former host."""
+        from openstack import exceptions as sdk
+
         server = self.server(platform)
         if server.status == "VERIFY_RESIZE":
-            if not server.task_state:
+            # it is being confirmed already, without a task that tells of it, when an answer was lost
+            with suppress(sdk.BadRequestException):
                 self.compute.confirm_server_resize(server)
             server = self._settle(server.id, leaving="VERIFY_RESIZE")
         if server.status == "SHUTOFF":

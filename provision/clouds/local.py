@@ -183,7 +183,10 @@ class LocalCloud(Cloud):
         """See that this computer has enough; the disk is shared with it, so that only the wish changes."""
         gpus = _gpus(spec.gpu) if spec.gpu else []
         quotas = _affordable(_quotas(spec, self.home, platform.record))
-        return Offer(facts={"gpu": "none", **_size(spec, gpus)}, quotas=quotas)
+        facts = _size(spec, gpus)
+        if "gpu" in platform.record.facts:
+            facts.setdefault("gpu", "none")
+        return Offer(facts=facts, quotas=quotas)
 
     def resize(self, wanted: Platform) -> None:
         """Boot the machine with other limits."""

@@ -46,6 +46,7 @@ def test_size_and_system_of_a_machine(provision: Command, monkeypatch: pytest.Mo
     before = record(provision)
     provision("ssh", "lab", "touch", "kept")
     plan = json.loads(provision("resize", "lab", "--memory", "2GB", "--dry-run", "--json"))
+    assert plan["steps"][0]["title"].startswith("machine with system container: 1 CPU, 2 GB")
     assert plan["spec"]["memory"] == 2 and plan["before"]["machine"] == before["facts"]["machine"]
     assert "not enough for the machine: memory" in provision.fails("resize", "lab", "--memory", "99TB", status=1)
     assert "Nothing was changed" in provision.fails("resize", "lab", "--memory", "2GB", status=2)

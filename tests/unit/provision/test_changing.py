@@ -176,6 +176,13 @@ def test_a_size_is_kept_or_taken_back(platform: Platform, status: str):
     changing(nova).restore_size(platform)
     assert (nova.server.status, nova.server.flavor.id) == ("ACTIVE", "small")
     changing(nova).resize(larger(platform))
+    confirm = nova.compute.confirm_server_resize
+
+    def confirmed_already(server: Any) -> None:
+        confirm(server)
+        raise sdk.BadRequestException("Instance has not been resized.")
+
+    nova.compute.confirm_server_resize = confirmed_already
     changing(nova).keep_size(larger(platform))
     changing(nova).keep_size(larger(platform))
     assert (nova.server.status, nova.server.flavor.id) == ("ACTIVE", "large")
