@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,10 @@ from provision.record import Home
 from tests.conftest import Command
 from tests.devcloud.fixtures import TestCloud, connect, listing
 
-pytestmark = pytest.mark.cloud
+pytestmark = [
+    pytest.mark.cloud,
+    pytest.mark.skipif("BAKED_IMAGES" not in os.environ, reason="bakes for minutes; BAKED_IMAGES=1 has it done"),
+]
 
 SMALL = ["--cpus", "1", "--memory", "1GB", "--disk", "6GB", "--yes"]
 SHARED = ["--service", "shared", "--domain", "ml.example.org", "--tls", "internal"]
