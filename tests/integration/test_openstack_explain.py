@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from provision.adoption import adopt
-from provision.plan import Plan, _with_keys, make_plan, undo
+from provision.plan import Plan, make_plan, undo, with_keys
 from provision.record import Home
 from provision.remote import Remote
 from provision.spec import make_spec
@@ -110,7 +110,7 @@ def _one_line(item: tuple[str, str]) -> str:
 def execute_directly(plan: Plan) -> None:
     """What `provision create --bare` makes in the cloud."""
     plan.platform.folder.save(plan.record)
-    plan.platform = _with_keys(plan.cloud, plan.platform)
+    plan.platform = with_keys(plan.cloud, plan.platform)
     for step in plan.cloud.steps(plan.platform, plan.offer):
         step.make()
 

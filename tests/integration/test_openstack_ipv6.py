@@ -12,7 +12,7 @@ import pytest
 
 from provision.clouds.base import Platform
 from provision.errors import ProvisionError
-from provision.plan import Plan, _with_keys, make_plan, undo
+from provision.plan import Plan, make_plan, undo, with_keys
 from provision.record import Access, Home
 from provision.remote import write_ssh_config
 from provision.spec import make_spec
@@ -86,7 +86,7 @@ def test_a_machine_in_a_network_with_ipv6_only_is_reached_by_its_own_address(ope
     plan.platform.folder.save(plan.record)
     # the development cloud's machines are containers, which have no drives
     del plan.offer.values["ipv6_only"]
-    plan.platform = _with_keys(plan.cloud, plan.platform)
+    plan.platform = with_keys(plan.cloud, plan.platform)
     try:
         for step in plan.cloud.steps(plan.platform, plan.offer):
             step.make()
