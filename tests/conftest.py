@@ -62,6 +62,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: _SLOW.index(group) if (group := _group(item.nodeid)) in _SLOW else len(_SLOW))
 
 
+long = pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="takes minutes; LONG_TESTS=1 has it done")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _shared_cache() -> Iterator[None]:
     """One cache of root images and wheels for all tests, kept between runs."""

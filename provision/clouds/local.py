@@ -10,6 +10,7 @@ import ipaddress
 import json
 import os
 import re
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from provision.record import Access, Folder, Home, Record, Resource, write_priva
 from provision.spec import Gpu, PlatformSpec
 
 CONSOLE_LINES = 60
+STARTING_SECONDS = 5
 
 _DRIVER_LIBRARY = re.compile(r"lib(cuda|nvcuvid|nvoptix|nvidia-[\w-]+)\.so")
 
@@ -311,9 +313,15 @@ class _Local:
         return Resource(kind="machine", id=self.machine.name, details=details)
 
     def find_machine(self) -> Resource | None:
-        first = _container.init(self.machine)
-        if first and _container.starting(self.machine) and _container.in_network(first, self.machine.network):
-            return self.machine_resource(first)
+        """The machine, if it runs in its network; one that is only just starting is waited for."""
+        end = time.monotonic() + STARTING_SECONDS
+        while _container.starting(self.machine):
+            first = _container.init(self.machine)
+            if first and _container.in_network(first, self.machine.network):
+                return self.machine_resource(first)
+            if time.monotonic() > end:
+                break
+            time.sleep(0.05)
         return None
 
     def make_machine(self) -> Resource:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from provision.remote import host_alias
-from tests.conftest import Command
+from tests.conftest import Command, long
 from tests.devcloud.fixtures import TestCloud, connect, listing
 
 from .killed import killed
@@ -66,6 +65,7 @@ def server(cloud: TestCloud, record: dict[str, Any]) -> tuple[str, str, dict[str
     return found.status, found.flavor.name, json.loads(text)["spec"]
 
 
+@long
 def test_a_server_is_resized_and_rebuilt(provision: Command, openstack_cloud: TestCloud):
     if not openstack_cloud.development:
         pytest.skip("what becomes of a disk, and which flavors there are, is known of the development cloud")
@@ -104,7 +104,7 @@ def test_a_server_is_resized_and_rebuilt(provision: Command, openstack_cloud: Te
     assert listing(openstack_cloud) == before
 
 
-@pytest.mark.skipif("DEVCLOUD_SHELVE" not in os.environ, reason="copies 8 GB; DEVCLOUD_SHELVE=1 has it done")
+@long
 def test_a_released_server_has_its_disk_again(provision: Command, openstack_cloud: TestCloud, small_disk: str):
     before, images_before = listing(openstack_cloud), images(openstack_cloud)
     provision("create", "various", "--cloud", openstack_cloud.name, "--disk", "2GB", *SMALL)

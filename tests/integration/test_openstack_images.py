@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +11,10 @@ import pytest
 
 from provision.framework import find_framework
 from provision.record import Home
-from tests.conftest import Command
+from tests.conftest import Command, long
 from tests.devcloud.fixtures import TestCloud, connect, listing
 
-pytestmark = [
-    pytest.mark.cloud,
-    pytest.mark.skipif("BAKED_IMAGES" not in os.environ, reason="bakes for minutes; BAKED_IMAGES=1 has it done"),
-]
+pytestmark = [pytest.mark.cloud, long]
 
 SMALL = ["--cpus", "1", "--memory", "1GB", "--disk", "6GB", "--yes"]
 SHARED = ["--service", "shared", "--domain", "ml.example.org", "--tls", "internal"]
