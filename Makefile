@@ -39,10 +39,9 @@ lint: setup
 	$(BIN)/yamllint --strict playbooks roles molecule requirements.yml
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline
 
-# three processes on two cores: tests with machines and with the cloud wait much of their time
 # at its end, the XRootD client looks at every object and so wakes warnings of torch, behind the summary
 test: setup machine-packages lint
-	PYTHONWARNINGS=ignore::FutureWarning $(BIN)/pytest --numprocesses 3
+	PYTHONWARNINGS=ignore::FutureWarning $(BIN)/pytest --numprocesses 2
 
 # versions and hashes only: no address of any index goes into a lock file
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
