@@ -32,8 +32,11 @@ _GROUPS = {
     "roles": ("tests/integration/test_roles.py", "tests/integration/test_wheel.py"),
 }
 _SLOW = (
-    *_GROUPS,
-    *(f"tests/integration/test_{name}.py" for name in ("slurm_executor", "service_whole", "serving_native")),
+    "machines",
+    "tests/integration/test_slurm_executor.py",  # meanwhile the cloud is prepared
+    "cloud",
+    "roles",
+    *(f"tests/integration/test_{name}.py" for name in ("service_whole", "serving_native")),
     *(f"tests/unit/mlaas4hep/test_{name}.py" for name in ("experiment", "keras_adapter", "reference", "onnx")),
 )
 
