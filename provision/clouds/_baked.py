@@ -17,6 +17,7 @@ from provision.clouds.base import LOGIN_USER
 from provision.errors import ProvisionError, UsageError
 from provision.record import write_private
 
+_ROOT_HOME = "/root"  # of the image
 # What a machine has made for itself, or says of it. Patterns of `find -path`, each with all that is below
 _OWN = (
     f"/{MARK}",
@@ -24,7 +25,7 @@ _OWN = (
     "/etc/mlaas4hep/*",
     "/etc/ssh/ssh_host_*",
     "/etc/ssl/private/*",
-    "/root/.*",
+    f"{_ROOT_HOME}/.*",
     f"/home/{LOGIN_USER}/.ssh",
     f"/home/{LOGIN_USER}/.ansible",
     f"/home/{LOGIN_USER}/.cache",
@@ -44,7 +45,7 @@ _OWN = (
     "/var/log/journal/*",
     "/var/tmp/*",  # noqa: S108  (of the image)
 )
-_KEPT = ("/root/.bashrc", "/root/.profile")
+_KEPT = (f"{_ROOT_HOME}/.bashrc", f"{_ROOT_HOME}/.profile")
 _HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 _DIGEST = "etc/mlaas4hep/image"
 _PASSWORD = re.compile(r"(?<=://)[^/\s@]+@")
@@ -189,7 +190,7 @@ def clean(root: Path, digest: str) -> None:
 def forget_passwords(root: Path) -> None:
     """Take this computer's passwords for package sources from a root folder that leaves it."""
     (root / "etc/apt/auth.conf").unlink(missing_ok=True)
-    shutil.rmtree(root / "etc/apt/auth.conf.d", ignore_errors=True)
+    remove_tree(root / "etc/apt/auth.conf.d")  # raises where something stays
     files = [root / "etc/pip.conf", *(root / "etc/apt").rglob("*")]
     for path in files:
         if path.is_file() and not path.is_symlink() and path.suffix in (".conf", ".list", ".sources", ""):
