@@ -53,6 +53,13 @@ class _Groups(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         return _group(nodeid)
 
+    def remove_node(self, node: Any) -> str | None:
+        """Hand out only what a process that crashed left undone: xdist waits for ever for groups without tests."""
+        groups = self.assigned_work[node].items()
+        left = {name: {test: False for test, done in tests.items() if not done} for name, tests in groups}
+        self.assigned_work[node] = {name: tests for name, tests in left.items() if tests}
+        return super().remove_node(node)
+
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     config.option.loadscopereorder = False  # it would begin with the groups of many tests
