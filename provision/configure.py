@@ -168,7 +168,7 @@ def run_playbook(
             with log.open("a", encoding="utf-8") as handle:
                 handle.write(f"{event['stdout']}\n")
         data = event.get("event_data", {})
-        name = _task(data)
+        name = task_name(data)
         match event["event"]:
             case "playbook_on_task_start":
                 started[name] = time.monotonic()
@@ -178,9 +178,9 @@ def run_playbook(
                 if data.get("res", {}).get("changed"):
                     result.changed_tasks.append(name)
             case "runner_on_failed" if not data.get("ignore_errors"):
-                failures.append((name, _message(data.get("res", {}))))
+                failures.append((name, failure_message(data.get("res", {}))))
             case "runner_on_unreachable":
-                failures.append((name, f"the machine was not reached: {_message(data.get('res', {}))}"))
+                failures.append((name, f"the machine was not reached: {failure_message(data.get('res', {}))}"))
             case "playbook_on_stats":
                 for state in ("ok", "changed", "failures", "skipped", "dark"):
                     result.counts[state] = sum(data.get(state, {}).values())
@@ -190,9 +190,9 @@ def run_playbook(
         run = ansible_runner.run(
             private_data_dir=private,
             playbook=str(base / "playbooks" / playbook),
-            inventory=_inventory(folder),
+            inventory={"platform": {"hosts": {folder.name: connection_variables(folder)}}},
             extravars=variables,
-            envvars=_environment(base, private),
+            envvars=ansible_environment(base, private),
             cmdline="--check" if check else None,
             tags=",".join(tags),
             skip_tags=",".join(skip_tags),
@@ -216,13 +216,15 @@ def slowest_tasks(folder: Folder, most: int = 10) -> list[tuple[str, float]]:
     return sorted(seconds.items(), key=lambda task: -task[1])[:most]
 
 
-def _task(data: dict[str, Any]) -> str:
+def task_name(data: dict[str, Any]) -> str:
+    """The name of an event's task, with its role."""
     name = str(data.get("task", ""))
     role = data.get("role")
     return name if not role or name.startswith(f"{role} :") else f"{role} : {name}"
 
 
-def _message(result: dict[str, Any]) -> str:
+def failure_message(result: dict[str, Any]) -> str:
+    """The last line of what a failed task said."""
     for key in ("stderr", "msg", "stdout", "reason"):
         text = str(result.get(key) or "").strip()
         if text:
@@ -231,16 +233,16 @@ def _message(result: dict[str, Any]) -> str:
     return "no message"
 
 
-def _inventory(folder: Folder) -> dict[str, Any]:
-    host = {
+def connection_variables(folder: Folder) -> dict[str, Any]:
+    """How Ansible reaches the platform: by its own ssh configuration, with its own key and host key."""
+    return {
         "ansible_python_interpreter": "/usr/bin/python3",
         "ansible_ssh_common_args": f'-F "{folder.ssh_config}"',
         "ansible_become": True,
     }
-    return {"platform": {"hosts": {folder.name: host}}}
 
 
-def _environment(base: Path, private: str) -> dict[str, str]:
+def ansible_environment(base: Path, private: str) -> dict[str, str]:
     """The toolkit's own ansible.cfg, whatever the user has; Ansible's programs are those beside this Python."""
     kept = {"HOME", "LANG", "SSH_AUTH_SOCK", "TMPDIR", "USER"}
     return {

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from provision.cli import adoption, change, connect, create, images, jobs, login, platforms, service, tosca
+from provision.cli import admin, adoption, change, connect, create, images, jobs, login, platforms, service, tosca
 from provision.cli.context import console
 from provision.errors import ProvisionError
 
@@ -28,6 +28,7 @@ service.register(app)
 connect.register(app)
 login.register(app)
 tosca.register(app)
+admin.register(app)
 
 
 @app.callback(invoke_without_command=True)
