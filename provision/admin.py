@@ -73,6 +73,28 @@ VERBS: tuple[Verb, ...] = (
         "Look at services, disk, GPU, certificates, queue, last backup and clock; change nothing.",
         changes=False,
     ),
+    Verb(
+        "users",
+        "Add, change, lock and remove people's accounts; replace the service's policy.",
+        (
+            Option("add", "admin_add", "Account to add, to change or to unlock."),
+            Option("key", "admin_keys", "File of its public SSH keys; without one it keeps those that it has.", Path),
+            Option("sudo", "admin_sudo", "Whether it may do everything as root.", bool),
+            Option("lock", "users_locked", "Account that is locked.", list),
+            Option("remove", "users_removed", "Account that goes.", list),
+            Option("home", "users_home", "What becomes of its home.", choices=("keep", "archive", "remove")),
+            Option("accounts", "admin_accounts", "YAML file with a list of accounts (name, ssh_keys, sudo).", Path),
+            Option("policy", "users_policy", "File of the service's new policy, with roles and quotas.", Path),
+        ),
+    ),
+    Verb(
+        "hardening",
+        "Harden SSH, close the firewall, switch on updates and records; then go through a checklist.",
+        (
+            Option("port", "hardening_ports", "Further TCP port that everybody may connect to.", list),
+            Option("source", "hardening_sources", "Network from which SSH is reached.  [all]", list),
+        ),
+    ),
 )
 
 
