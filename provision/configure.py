@@ -29,7 +29,7 @@ NOT_BAKED = ("machine", "gpu_driver")
 """Tags of what is not done on the machine of which an image is made."""
 
 _BAKED_ROLES = ("base", "xrootd_client", "mlaas4hep")
-_OTHER_ROLES = ("gpu_driver", "slurm", "web_proxy")
+_OTHER_ROLES = ("gpu_driver", "slurm", "web_proxy", "monitoring")
 
 
 @dataclass
@@ -51,6 +51,7 @@ def platform_variables(record: Record, framework: Framework) -> dict[str, Any]:
         "base_idle_seconds": int(record.spec.idle_stop.total_seconds()) if record.spec.idle_stop else 0,
         "mlaas4hep_gpus": gpus,
         "slurm_gpus": gpus,
+        "monitoring_kind": record.spec.monitoring,
         **_installed_variables(record.spec, framework),
         **_service_variables(record.spec),
     }
@@ -82,7 +83,7 @@ def image_digest(spec: PlatformSpec, framework: Framework) -> str:
 def personal_tags(spec: PlatformSpec) -> tuple[str, ...]:
     """Tags of what is left to do on a machine of a baked image: what is its own, and the roles that no image has."""
     # these may install packages, for which the role `base` fetches the lists
-    more = spec.service == "shared" or spec.gpu is not None
+    more = spec.service == "shared" or spec.gpu is not None or spec.monitoring != "none"
     return ("machine", *_OTHER_ROLES, *(("base",) if more else ()))
 
 

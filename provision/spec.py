@@ -140,7 +140,8 @@ class PlatformSpec(BaseModel):
     `cloud` is `local`, `ssh:USER@HOST[:PORT]` or an entry of clouds.yaml, `NAME` or `NAME/REGION`. `jump` is an OpenSSH
     jump host (`USER@HOST[:PORT]`). `frameworks` names machine-learning frameworks that the platform must have: of
     LIBRARIES, or paths of their wheels on this computer. `mlaas4hep` is the MLaaS4HEP that is installed: empty for the
-    one that this toolkit came with, else a released version or the path of a wheel.
+    one that this toolkit came with, else a released version or the path of a wheel. `monitoring` is `none`, `exporters`
+    (figures for a Prometheus elsewhere) or `prometheus` (one on the machine as well).
 
     `service` is `personal`, for one user who reaches it over SSH, or `shared`: under `domain`, for whoever has a token
     of the OpenID Connect issuer `iam` for `client_id`, as the file `policy` allows. Its certificate is from an ACME CA,
@@ -167,6 +168,7 @@ class PlatformSpec(BaseModel):
     jump: Annotated[str | None, Field(pattern=JUMP_PATTERN)] = None
     frameworks: tuple[Annotated[str, AfterValidator(_library)], ...] = ()
     mlaas4hep: str = ""
+    monitoring: Literal["none", "exporters", "prometheus"] = "none"
     service: Literal["personal", "shared"] = "personal"
     domain: Annotated[str | None, Field(pattern=DOMAIN_PATTERN, max_length=253)] = None
     iam: Annotated[str | None, Field(pattern=r"^https://[^\s?#]+$")] = None

@@ -46,6 +46,11 @@ def create(
     mlaas4hep: str | None = typer.Option(
         None, metavar="VERSION|WHEEL", help="Released version or wheel of MLaaS4HEP.  [this toolkit's]"
     ),
+    monitoring: str | None = typer.Option(
+        None,
+        metavar="none|exporters|prometheus",
+        help="Figures for a Prometheus elsewhere, or one on the machine as well.  [none]",
+    ),
     service: str | None = typer.Option(
         None, metavar="personal|shared", help="Who uses the platform: you over SSH, or many by HTTPS.  [personal]"
     ),
@@ -103,6 +108,7 @@ def create(
         "jump": jump,
         "frameworks": framework or None,
         "mlaas4hep": mlaas4hep,
+        "monitoring": monitoring,
         "service": service,
         "domain": domain,
         "iam": iam,

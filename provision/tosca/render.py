@@ -30,7 +30,7 @@ CATALOGUE = "metadata.yml"
 """Paths below the folder that is rendered; the first three are those of INFN-Cloud's repository tosca-types as well."""
 
 HONOURED = frozenset(
-    {"name", "cpus", "memory", "disk", "gpu", "ports", "idle_stop", "frameworks", "mlaas4hep"}
+    {"name", "cpus", "memory", "disk", "gpu", "ports", "idle_stop", "frameworks", "mlaas4hep", "monitoring"}
     | {"service", "domain", "iam", "client_id", "executor", "endpoints", "tls"}
 )
 """What of a spec a template can say. `cloud` is the orchestrator's choice."""
@@ -57,6 +57,7 @@ PROPERTIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mlaas4hep_executor": ("executor", _one_of("local", "slurm")),
     "mlaas4hep_endpoints": ("endpoints", _TEXTS),
     "web_proxy_tls": ("tls", _one_of("internal", "acme")),
+    "monitoring_kind": ("monitoring", _one_of("none", "exporters", "prometheus")),
 }
 """Which property of the node each variable of the roles is taken from, and that property's definition."""
 

@@ -12,9 +12,9 @@ import yaml
 
 from tests.conftest import REPOSITORY
 
-ROLES = ("base", "xrootd_client", "mlaas4hep", "slurm", "web_proxy")
+ROLES = ("base", "xrootd_client", "mlaas4hep", "slurm", "web_proxy", "monitoring")
 WRITERS = ("copy", "template", "file")
-PACKAGES = ("/etc/nginx/", "/etc/slurm/", "/etc/xrootd/", "/etc/grid-security/")
+PACKAGES = ("/etc/nginx/", "/etc/slurm/", "/etc/xrootd/", "/etc/grid-security/", "/etc/prometheus/")
 """Folders of Debian packages: the settings in them stay with the packages."""
 
 LISTED = yaml.safe_load((REPOSITORY / "playbooks" / "vars" / "installed.yml").read_text())
@@ -69,7 +69,9 @@ def test_what_a_role_writes_is_removed(role: str):
         known = any(path == listed or path.startswith(f"{listed}/") for listed in PATHS)
         folder = path in LISTED["installed_folders"]
         # the name of a unit that a loop over packages' services gives
-        looped = any(re.fullmatch(re.escape(path).replace(r"\*", "[a-z]+"), listed) for listed in [*PATHS, *_folders()])
+        looped = any(
+            re.fullmatch(re.escape(path).replace(r"\*", "[a-z-]+"), listed) for listed in [*PATHS, *_folders()]
+        )
         assert known or folder or looped, f"{role} writes {path}, which playbooks/vars/installed.yml does not know"
 
 
@@ -89,7 +91,7 @@ def test_nothing_is_removed_that_no_role_writes():
         assert any(
             path == listed
             or path.startswith(f"{listed}/")
-            or re.fullmatch(re.escape(path).replace(r"\*", "[a-z]+"), listed)
+            or re.fullmatch(re.escape(path).replace(r"\*", "[a-z-]+"), listed)
             for path in everything
         ), f"no role writes {listed}"
 
