@@ -6,7 +6,20 @@ import sys
 
 import typer
 
-from provision.cli import admin, adoption, change, connect, create, images, jobs, login, platforms, service, tosca
+from provision.cli import (
+    admin,
+    adoption,
+    change,
+    connect,
+    create,
+    images,
+    jobs,
+    login,
+    monitoring,
+    platforms,
+    service,
+    tosca,
+)
 from provision.cli.context import console
 from provision.errors import ProvisionError
 
@@ -25,6 +38,7 @@ adoption.register(app)
 images.register(app)
 jobs.register(app)
 service.register(app)
+monitoring.register(app)
 connect.register(app)
 login.register(app)
 tosca.register(app)
