@@ -16,6 +16,7 @@ from provision.cli import (
     jobs,
     login,
     monitoring,
+    orchestrator,
     platforms,
     service,
     tosca,
@@ -42,6 +43,7 @@ monitoring.register(app)
 connect.register(app)
 login.register(app)
 tosca.register(app)
+orchestrator.register(app)
 admin.register(app)
 
 

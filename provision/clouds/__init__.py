@@ -7,7 +7,7 @@ from provision.record import Home
 
 
 def open_cloud(cloud: str, home: Home) -> Cloud:
-    """The cloud that a spec names: `local`, `ssh:USER@HOST[:PORT]` or an entry of clouds.yaml.
+    """The cloud that a spec names: `local`, `ssh:USER@HOST[:PORT]`, `paas:URL` or an entry of clouds.yaml.
 
     Raises UsageError for an unknown entry. Reads configuration only; nothing is asked of the cloud yet.
     """
@@ -19,6 +19,10 @@ def open_cloud(cloud: str, home: Home) -> Cloud:
         from provision.clouds.existing import ExistingHost
 
         return ExistingHost(cloud, home)
+    if cloud.startswith("paas:"):
+        from provision.tosca.deployed import DeployedHost
+
+        return DeployedHost(cloud, home)
     from provision.clouds.openstack import OpenStackCloud
 
     return OpenStackCloud(cloud)

@@ -263,6 +263,17 @@ def _check_values(values: Source, inputs: dict[str, Any], definitions: dict[str,
     return problems + [values.problem((), f"the input {name!r} has no value and no default") for name in lacking]
 
 
+def check_values(values: Path, document: dict[str, Any], before: dict[str, Any]) -> list[Problem]:
+    """Check a file with new values for a template of the toolkit that was in order.
+
+    `before` has the values that hold where the file has none.
+    """
+    inputs = document["topology_template"]["inputs"]
+    known = {name: {**entry, "required": False} if name in before else entry for name, entry in inputs.items()}
+    types = read_source(share() / "templates/tosca/basic_types.yaml").data["data_types"]
+    return _check_values(read_source(values), known, types)
+
+
 def _needed(entry: dict[str, Any]) -> bool:
     return entry.get("required", True) is True and "default" not in entry
 

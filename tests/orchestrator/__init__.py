@@ -1,0 +1,1 @@
+"""A stand-in for INDIGO's PaaS orchestrator."""
