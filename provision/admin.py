@@ -57,6 +57,8 @@ class Verb:
         changes: whether it changes anything; then no other command is at work on the platform meanwhile.
         asks: what is asked before, because it cannot be undone; nothing is asked when empty.
         configured: whether the playbook gets the variables of `platform.yml` for each platform.
+        predicts: whether it always runs in check mode, to tell what differs.
+        unready: whether it is also for platforms that are made, but not configured.
     """
 
     name: str
@@ -65,7 +67,27 @@ class Verb:
     changes: bool = True
     asks: str = ""
     configured: bool = False
+    predicts: bool = False
+    unready: bool = False
 
+
+_BACKUP = (
+    Option(
+        "repository",
+        "backup_repository",
+        "Folder of the machine, sftp:USER@HOST:/FOLDER or s3:https://HOST/BUCKET.  [as set up]",
+    ),
+    Option("key", "backup_key_file", "File with the key.  [backups/NAME.key of the toolkit's folder]", Path),
+    Option("credentials", "backup_credentials_file", "File with NAME=VALUE lines for S3 and others.", Path),
+    Option("sftp-key", "backup_sftp_key_file", "Private SSH key for SFTP.", Path),
+    Option("sftp-known-hosts", "backup_sftp_known_hosts_file", "known_hosts with the SFTP server's key.", Path),
+)
+_KEEP = (
+    Option("at", "backup_at", "When backups are made, in the words of systemd.time(7).  [daily at 2:30]"),
+    Option("keep-daily", "backup_keep_daily", "Days of which the last backup is kept.  [7]", int),
+    Option("keep-weekly", "backup_keep_weekly", "Weeks of which the last backup is kept.  [4]", int),
+    Option("keep-monthly", "backup_keep_monthly", "Months of which the last backup is kept.  [12]", int),
+)
 
 VERBS: tuple[Verb, ...] = (
     Verb(
@@ -73,6 +95,16 @@ VERBS: tuple[Verb, ...] = (
         "Look at services, disk, GPU, certificates, queue, last backup and clock; change nothing.",
         changes=False,
     ),
+    Verb(
+        "drain",
+        "Take no new jobs and start none that waits, also over restarts; what runs goes on.",
+        (
+            Option("reason", "drain_reason", "What users are told."),
+            Option("hours", "drain_hours", "When it ends by itself.  [by `resume`]", int),
+            Option("wait", "drain_wait", "Seconds to wait for the jobs that run; fails when some still do.  [0]", int),
+        ),
+    ),
+    Verb("resume", "Take jobs again after `drain`, and start those that wait."),
     Verb(
         "users",
         "Add, change, lock and remove people's accounts; replace the service's policy.",
@@ -94,6 +126,45 @@ VERBS: tuple[Verb, ...] = (
             Option("port", "hardening_ports", "Further TCP port that everybody may connect to.", list),
             Option("source", "hardening_sources", "Network from which SSH is reached.  [all]", list),
         ),
+    ),
+    Verb(
+        "certificates",
+        "Renew what is due of certificates, CAs, revocation lists, proxies and tokens; tell how long all are valid.",
+        (
+            Option("certificate", "web_proxy_certificate", "For an own certificate, the file of the new one.", Path),
+            Option("key", "web_proxy_key", "For an own certificate, the file of its key.", Path),
+            Option("days", "certificates_days", "Days for which a certificate has to be valid.  [20]", int),
+        ),
+    ),
+    Verb(
+        "clean",
+        "Remove what is old: stores, logs, downloads, and if told so jobs and workspaces. --check tells what would go.",
+        (
+            Option("jobs-days", "clean_jobs_days", "Days after their end that jobs go; 0: never.  [0]", int),
+            Option("workspaces-days", "clean_workspaces_days", "Days unchanged that workspaces go.  [0]", int),
+            Option("stores-days", "clean_stores_days", "Days unread that packed stores go.  [30]", int),
+            Option("logs-days", "clean_logs_days", "Days that closed logs are kept.  [60]", int),
+        ),
+        asks="What is old is removed and does not come back.",
+    ),
+    Verb(
+        "rotate",
+        "Give a personal platform a new token, and end the sessions of browsers; jobs go on.",
+        asks="The service is restarted; who uses the present token gets a new one by `provision`.",
+    ),
+    Verb(
+        "audit",
+        "Tell who logged in and what they did as root, and what differs from what was declared; change nothing.",
+        (Option("days", "audit_days", "Days to look back.  [30]", int),),
+        changes=False,
+        configured=True,
+        predicts=True,
+    ),
+    Verb(
+        "precheck",
+        "Tell whether a machine is fit for a platform; change nothing but the package lists.",
+        changes=False,
+        unready=True,
     ),
 )
 
@@ -133,13 +204,14 @@ class Outcome:
         return asdict(self)
 
 
-def chosen(home: Home, names: Sequence[str], limit: str = "") -> list[Folder]:
+def chosen(home: Home, names: Sequence[str], limit: str = "", unready: bool = False) -> list[Folder]:
     """The folders of the platforms that are meant, by name.
 
     Args:
         home: the toolkit's folder.
         names: their names; all that are ready when empty.
         limit: comma-separated patterns (`web*,!web7`); only what matches one of them, and no `!` pattern, is left.
+        unready: whether those count as ready that can be reached.
 
     Raises UsageError for a name that there is not, a platform that is not ready, and when none is left.
     """
@@ -147,7 +219,8 @@ def chosen(home: Home, names: Sequence[str], limit: str = "") -> list[Folder]:
     for name in names:
         if name not in known:
             raise UsageError(f"There is no platform {name!r}.", "`provision list` shows what there is.")
-    ready = {name: folder for name, folder in known.items() if folder.load().state == "ready"}
+    records = {name: folder.load() for name, folder in known.items()}
+    ready = {n: known[n] for n, record in records.items() if record.state == "ready" or (unready and record.access)}
     if unready := [name for name in names if name not in ready]:
         raise UsageError(
             f"The platform {unready[0]} is not ready.", f"`provision create {unready[0]}` without --bare makes it so."
@@ -215,6 +288,7 @@ def _host(home: Home, folder: Folder, record: Record, configured: bool) -> dict[
         **connection_variables(folder),
         "platform_name": record.name,
         "platform_uid": record.uid,
+        "backup_key_file": str(home.path / "backups" / f"{record.name}.key"),
         **more,
     }
 

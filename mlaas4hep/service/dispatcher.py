@@ -198,7 +198,9 @@ class Dispatcher:
             return row, {}
 
     def _take(self) -> Sequence[JobRow]:
-        """Record that the next waiting jobs are being handed over, as many as fit."""
+        """Record that the next waiting jobs are being handed over, as many as fit; while drained, none."""
+        if self._submissions.drain():
+            return []
         with self._database.read() as session:
             if session.scalar(select(JobRow.id).where(JobRow.phase == WAITING, ~JobRow.cancelled).limit(1)) is None:
                 return []

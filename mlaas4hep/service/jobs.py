@@ -31,6 +31,7 @@ from typing import Any
 
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.names import did_you_mean
+from mlaas4hep.service.draining import DrainedError, drain_of
 from mlaas4hep.service.executor import Outcome, State
 
 # in `work`, of a task that predicts
@@ -110,7 +111,8 @@ def create_job(folder: Path, name: str = "", *, move: bool = False) -> Job:
         name: name of the job, by default the folder's.
         move: take the folder away instead of copying it.
 
-    Raises UsageError for a wrong name or an incomplete folder, MlaasError when it cannot be copied.
+    Raises UsageError for a wrong name or an incomplete folder, DrainedError when no jobs are taken, MlaasError when it
+    cannot be copied.
     """
     name = name or folder.absolute().name
     if not NAME.fullmatch(name):
@@ -121,6 +123,8 @@ def create_job(folder: Path, name: str = "", *, move: bool = False) -> Job:
     from mlaas4hep.training.workflow import check_folder
 
     check_folder(folder)
+    if drain := drain_of(home()):
+        raise DrainedError(drain)
     base = jobs_folder()
     try:
         base.mkdir(parents=True, exist_ok=True)

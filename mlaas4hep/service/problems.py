@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from mlaas4hep.errors import MlaasError, UsageError
+from mlaas4hep.service.draining import DrainedError
 from mlaas4hep.service.identity import AuthenticationError, NotPermittedError
 from mlaas4hep.service.submissions import ConflictError
 from mlaas4hep.service.workspaces import AbsentError, QuotaError
@@ -91,7 +92,8 @@ async def _of_validation(_: Request, error: Any) -> JSONResponse:
 
 async def _of_mlaas(_: Request, error: Any) -> JSONResponse:
     status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
-    return _answer(status, error.message, error.remedy)
+    headers = {"Retry-After": str(error.drain.retry_after)} if isinstance(error, DrainedError) else None
+    return _answer(status, error.message, error.remedy, headers)
 
 
 async def _of_authentication(_: Request, error: Exception) -> JSONResponse:

@@ -27,6 +27,7 @@ from mlaas4hep.data.sources import read_list
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.service.archive import checked_path
 from mlaas4hep.service.database import Database, JobRow, UserRow
+from mlaas4hep.service.draining import Drain, DrainedError, drain_of
 from mlaas4hep.service.endpoints import needed
 from mlaas4hep.service.executor import Resources, State, Task
 from mlaas4hep.service.identity import User
@@ -112,7 +113,7 @@ class Submissions:
     Args:
         database: where their rows are.
         workspaces: where their inputs come from.
-        folder: where their folders are.
+        folder: where their folders are, in the service's data folder.
         models: where published models are, by user.
         policy: gives the policy, for quotas.
         settings: what all jobs together may use.
@@ -146,7 +147,7 @@ class Submissions:
             model_of_process: publish the model as NAME_NUMBER, as the original service does, instead of as NAME.
 
         Raises AbsentError without the workspace; UsageError for what cannot be trained, QuotaError for more than the
-        user may have, ConflictError for a key that was used for something else.
+        user may have, ConflictError for a key that was used for something else, DrainedError when no jobs are taken.
         """
         row = JobRow(
             name=checked_name(submission.name or submission.workspace),
@@ -166,7 +167,7 @@ class Submissions:
     def resubmit(self, user: User, key: str, request_key: str | None = None) -> JobRow:
         """Submit the inputs of an earlier job again, as they were.
 
-        Raises AbsentError, UsageError, QuotaError, ConflictError as `submit` does.
+        Raises AbsentError, UsageError, QuotaError, ConflictError, DrainedError as `submit` does.
         """
         before = self.find(user, key)
         row = JobRow(
@@ -190,6 +191,8 @@ class Submissions:
         """Make the job's folder, whose input `fill` makes, and then its row."""
         if known := self._known(user, row):
             return known
+        if drain := self.drain():
+            raise DrainedError(drain)
         quota = self._policy().quota(user)
         self._refuse_too_large(row, quota)
         row.key = "j" + secrets.token_hex(10)
@@ -206,6 +209,10 @@ class Submissions:
             if isinstance(error, IntegrityError) and (known := self._known(user, row)):
                 return known
             raise
+
+    def drain(self) -> Drain | None:
+        """Why no new jobs are taken now; None when they are."""
+        return drain_of(self._folder.parent)
 
     def find(self, user: User, key: str) -> JobRow:
         """The user's job. Raises AbsentError for none and for another user's."""

@@ -81,11 +81,11 @@ def service(root):
     status, said = get("/v2/health/ready", 8081)
     yield finding("inference", status == 200, "ready" if status == 200 else f"{status or 'no answer'}: {said[:200].strip()}",
                   "`journalctl --unit mlaas4hep.service` tells why.")  # fmt: skip
-    yield from queue(get("/metrics"))
+    yield from queue(root, get("/metrics"))
     yield framework(root)
 
 
-def queue(answer):
+def queue(root, answer):
     """How many jobs wait and run."""
     status, text = answer
     if status != 200:
@@ -94,8 +94,19 @@ def queue(answer):
         phase: int(float(count)) for phase, count in re.findall(r'^mlaas4hep_jobs\{phase="(\w+)"\} (\S+)', text, re.M)
     }
     running = sum(phases.get(phase, 0) for phase in ("handing", "handed"))
-    held = ", held: the service is drained" if re.search(r"^mlaas4hep_drained 1", text, re.M) else ""
+    held = ", held: the service is drained" if drained(root) else ""
     yield finding("queue", True, f"{running} running, {phases.get('waiting', 0)} waiting{held}")
+
+
+def drained(root):
+    """Whether no new jobs are taken (see `mlaas4hep.service.draining`)."""
+    try:
+        until = json.loads((root / DATA.lstrip("/") / "drained.json").read_text()).get("until")
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, AttributeError):
+        return True
+    return until is None or until > time.time()
 
 
 def framework(root):
