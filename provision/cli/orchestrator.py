@@ -224,6 +224,8 @@ def update(
         cloud = opened.cloud
         if not isinstance(cloud, deployed.DeployedHost) or not deployed.deployment_of(opened.record):
             raise UsageError(f"The platform {name} has no deployment.", "`provision orchestrator list` shows them.")
+        if opened.record.state == "deleting":
+            raise UsageError(f"The platform {name} is half deleted.", f"End that first: `provision delete {name}`.")
         before = deployed.recorded(opened.record)
         wanted = submission.changed(before, template, inputs, private)
         rows = [

@@ -254,9 +254,8 @@ def update(cloud: DeployedHost, platform: Platform, wanted: Submission, progress
     with cloud.client(platform) as client, progress.stage(f"updating the deployment {uuid}") as stage:
         client.wait(uuid, stage.note)
         client.update(uuid, order(replace(platform, record=new)))
-        found = ended(client, uuid, stage.note)
-    if record.access and address_of(found).strip("[]") != record.access.host:
-        folder.known_hosts.unlink(missing_ok=True)  # another machine, whose key nobody has seen yet
+        ended(client, uuid, stage.note)
+    folder.known_hosts.unlink(missing_ok=True)  # it may be another machine, whose key the user has yet to see
     folder.save(new)
     return execute(Plan(cloud, Platform(new, folder), cloud.home.cache, Offer(values=new.values), True, True), progress)
 

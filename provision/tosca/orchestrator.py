@@ -233,9 +233,15 @@ class Orchestrator:
 
     def marked(self, uid: str, group: str = "") -> Deployment | None:
         """One's own deployment whose template bears the mark of a platform, or None."""
-        mark = re.compile(rf"^\s*{MARK}: *['\"]?{re.escape(uid)}['\"]?\s*$", re.MULTILINE)
-        found = [one for one in self.deployments(group) if not one.deleted and mark.search(self.template(one.uuid))]
-        return found[0] if found else None
+        mark = re.compile(rf"^ *{MARK}: *['\"]?{re.escape(uid)}['\"]? *$", re.MULTILINE)
+        for found in self.deployments(group):
+            try:
+                if not found.deleted and mark.search(self.template(found.uuid)):
+                    return found
+            except RefusedError as refused:
+                if refused.status != 404:  # it was deleted meanwhile
+                    raise
+        return None
 
     # --- what it can be told -----------------------------------------------------------------------------------------
 
@@ -476,12 +482,12 @@ _EXCEPTION = re.compile(r"\b(?:[a-z][a-z0-9_]*\.)+[A-Z]\w*(?:Exception|Error): ?
 def cause_of(reason: str, log: str = "") -> str:
     """Why a deployment has failed, in one or two sentences: Ansible's failed task, or how the reason begins."""
     for text in (reason, log):
-        fatal = list(_FATAL.finditer(text))
+        fatal = [found for found in _FATAL.finditer(text) if not text.startswith("\n...ignoring", found.end())]
         if fatal and (told := _MESSAGE.search(fatal[-1][1])):
             tasks = _TASK.findall(text[: fatal[-1].start()])
             words = plain(told[1].replace("\\n", " ").replace('\\"', '"'), 300).rstrip(".")
             return f"the task {plain(tasks[-1])!r} failed: {words}" if tasks else words
     lines = [line for line in reason.splitlines() if line.strip() and not line.lstrip().startswith("at ")]
-    words = plain(_EXCEPTION.sub("", " ".join(lines[:5])), 1000)
+    words = plain(_EXCEPTION.sub("", " ".join(lines[:5])[:2000]), 1000)
     sentences = re.split(r"(?<=[.!?]) ", words)
     return " ".join(sentences[:2])[:400].rstrip(".") or "the orchestrator tells no reason"

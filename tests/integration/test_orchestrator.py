@@ -21,7 +21,8 @@ from provision.record import Home
 from provision.remote import Remote
 from provision.spec import make_spec
 from provision.tosca import orchestrator
-from provision.tosca.orchestrator import MARK, Orchestrator, PassingError, cause_of, checked_url
+from provision.tosca.deployed import address_of
+from provision.tosca.orchestrator import MARK, Deployment, Orchestrator, PassingError, cause_of, checked_url
 from provision.tosca.render import BASIC_TYPES, TYPES, Portfolio, render
 from tests.debian import lacking
 from tests.federation.agent import PROGRAMS, Agent, oidc_agent
@@ -197,6 +198,8 @@ def test_a_deployment_becomes_a_platform(
     with context.connected("higgs") as remote:
         assert remote.run(["echo", "hello"]) == "hello\n"
     assert made.uuid in provision("delete", "higgs", "--dry-run")
+    written = "".join(path.read_text() for path in Home().path.rglob("*") if path.is_file())
+    assert paas.tokens and not any(token in written for token in paas.tokens)
     provision("delete", "higgs", "--yes")
     assert paas.made == {} and Home().folders() == []
 
@@ -390,6 +393,7 @@ def test_a_deletion_that_fails_keeps_the_platform(paas: StandIn, deployment: Mad
     assert "The provider does not answer" in provision("delete", "higgs", "--yes", status=1).err
     assert Home().folder("higgs").load().state == "deleting" and deployment.status == "DELETE_FAILED"
     paas.fault("DELETE", "/deployments", "after")  # the second one finds it being deleted
+    assert "is half deleted" in provision("orchestrator", "update", "higgs", "--yes", status=2).err
     provision("delete", "higgs", "--yes")
     assert paas.made == {} and Home().folders() == []
 
@@ -413,6 +417,28 @@ def test_a_deployment_that_somebody_else_has_deleted(paas: StandIn, deployment: 
     assert Home().folders() == []
 
 
+def test_what_the_orchestrator_does_is_told_while_it_lasts(paas: StandIn, client: Orchestrator):
+    paas.made[NOWHERE] = Made(NOWHERE, "alice", "", {}, "", "CREATE_IN_PROGRESS", 2, "COMPLETE")
+    told: list[str] = []
+    found = client.wait(NOWHERE, told.append)
+    assert found is not None and found.status == "CREATE_COMPLETE"
+    assert told == ["CREATE_IN_PROGRESS, BROKERING", "CREATE_IN_PROGRESS, NONE"]
+
+
+@pytest.mark.parametrize(
+    ("told", "address"),
+    [("192.0.2.7", "192.0.2.7"), (["192.0.2.7", "10.0.0.1"], "192.0.2.7"), ("2001:db8::1", "[2001:db8::1]")],
+)
+def test_the_address_is_that_of_the_outputs(told: object, address: str):
+    assert address_of(Deployment(uuid=NOWHERE, outputs={"node_ip": told})) == address
+
+
+@pytest.mark.parametrize("outputs", [{}, {"node_ip": None}, {"node_ip": []}, {"node_ip": "-oProxyCommand=true"}])
+def test_what_is_no_address_is_not_taken_for_one(outputs: dict[str, object]):
+    with pytest.raises(ProvisionError, match="tells no address of its machine"):
+        address_of(Deployment(uuid=NOWHERE, outputs=outputs))
+
+
 @pytest.mark.parametrize(
     "url",
     ["http://paas.example.org/orchestrator", "paas.example.org", "https://user:secret@paas.example.org", "file:///etc"],
@@ -429,6 +455,7 @@ def test_tokens_go_to_no_address_but_an_encrypted_one(url: str):
         ("No cloud providers available. Try later. Third sentence.", "", "No cloud providers available. Try later"),
         ("java.lang.RuntimeException: it.infn.OrchestratorException: No quota\n\tat a.b(C.java)", "", "No quota"),
         ("", 'TASK [a : b]\nfatal: [x]: FAILED! => {"msg": "no\\nroute"}', "the task 'a : b' failed: no route"),
+        ("Away.", 'fatal: [x]: FAILED! => {"msg": "harmless"}\n...ignoring\n', "Away"),
         ("", "fatal: [x]: FAILED! => {" + "x" * 50_000, "the orchestrator tells no reason"),
         ("\x1b[31mred\x07", "", "[31mred"),
     ],
