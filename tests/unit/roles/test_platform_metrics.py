@@ -10,44 +10,16 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.platform_programs import NVIDIA, SINFO, SQUEUE, SQUEUE_STATES, UNITS, Programs
 
 PROGRAM = REPOSITORY / "roles/monitoring/files/platform-metrics"
-
-# as the driver prints it: two whole GPUs, the second one in use by instances (MIG), of which it tells less
-NVIDIA = """\
-0, Tesla T4, GPU-1d1e3ba8-0b1e-4d9d-8a3f-0f0f0f0f0f0f, 550.90.07, 87, 10240, 15360, 63, 69.42, 0
-1, NVIDIA A100-PCIE-40GB, GPU-2c3f, 550.90.07, [N/A], 512, 40960, 31, 35.10, [N/A]
-"""
-# NODE|STATE|ALLOCATED/IDLE/OTHER/TOTAL, n1 in two partitions, n2 out of reach
-SINFO = "n1|mixed|2/2/0/4\nn1|mixed|2/2/0/4\nn2|down*|0/0/8/8\n"
-SQUEUE_STATES = "RUNNING\nPENDING\nPENDING\n"
-SQUEUE = "7|RUNNING|2|2000M|1:02|mlaas4hep|j1-1\n8|PENDING|1|100M|0:00|ada|a|b\n"
-UNITS = """\
-Id=mlaas4hep-job@higgs_1.service
-ActiveState=active
-ActiveEnterTimestampMonotonic=1000000
-CPUUsageNSec=2500000000
-MemoryCurrent=1048576
-
-Id=mlaas4hep-job@old.service
-ActiveState=inactive
-CPUUsageNSec=[not set]
-MemoryCurrent=[not set]
-
-Id=mlaas4hep-job@new_2.service
-ActiveState=activating
-ActiveEnterTimestampMonotonic=0
-CPUUsageNSec=18446744073709551615
-MemoryCurrent=[not set]
-"""
 
 
 @pytest.fixture
@@ -63,28 +35,19 @@ def metrics(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts programs that print a text before all others; `fails` is one that ends with a status of its own."""
-    folder = tmp_path / "programs"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-
-    def put(name: str, *cases: tuple[str, str], fails: bool = False) -> None:
-        """A program that prints the text of the first case whose words are among its arguments."""
-        found = [f'case "$*" in *{words!r}*) cat <<"END"\n{text}END\nexit;; esac' for words, text in cases]
-        path = folder / name
-        path.write_text("\n".join(["#!/bin/sh", *found, "exit 1" if fails else "exit 0", ""]))
-        path.chmod(0o755)
-
-    return put
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    """Programs that go before all others."""
+    found = Programs(tmp_path)
+    monkeypatch.setenv("PATH", f"{found.folder}:{os.environ['PATH']}")
+    return found
 
 
 def told(figures: Iterable[tuple[str, dict[str, str], float | None]]) -> dict[tuple[str, ...], float]:
     return {(name, *labels.values()): value for name, labels, value in figures if value is not None}
 
 
-def test_gpus_are_told_as_far_as_their_driver_tells(metrics: ModuleType, programs: Any):
-    programs("nvidia-smi", (",".join(metrics.GPU_FIELDS), NVIDIA))
+def test_gpus_are_told_as_far_as_their_driver_tells(metrics: ModuleType, programs: Programs):
+    programs.put("nvidia-smi", (",".join(metrics.GPU_FIELDS), NVIDIA))
     found = told(metrics.gpus())
     assert found["platform_gpu_up",] == 1
     assert found["platform_gpu_utilization_ratio", "0"] == pytest.approx(0.87)
@@ -94,17 +57,19 @@ def test_gpus_are_told_as_far_as_their_driver_tells(metrics: ModuleType, program
     assert ("platform_gpu_uncorrected_errors_total", "1") not in found
 
 
-def test_a_driver_that_fails_is_told_and_none_at_all_is_not(metrics: ModuleType, programs: Any, monkeypatch: Any):
-    programs("nvidia-smi", fails=True)
+def test_a_driver_that_fails_is_told_and_none_at_all_is_not(
+    metrics: ModuleType, programs: Programs, monkeypatch: pytest.MonkeyPatch
+):
+    programs.put("nvidia-smi", fails=True)
     assert told(metrics.gpus()) == {("platform_gpu_up",): 0}
     monkeypatch.setattr(metrics, "program", lambda _: None)
     assert told(metrics.gpus()) == told(metrics.slurm()) == {}
 
 
-def test_nodes_of_several_partitions_are_counted_once(metrics: ModuleType, programs: Any):
-    programs("slurmctld")
-    programs("sinfo", ("--Node", SINFO))
-    programs("squeue", ("--format=%T", SQUEUE_STATES), ("--sort", SQUEUE))
+def test_nodes_of_several_partitions_are_counted_once(metrics: ModuleType, programs: Programs):
+    programs.put("slurmctld")
+    programs.put("sinfo", ("--Node", SINFO))
+    programs.put("squeue", ("--format=%T", SQUEUE_STATES), ("--sort", SQUEUE))
     found = told(metrics.slurm())
     assert (found["platform_slurm_nodes", "mixed"], found["platform_slurm_nodes", "down"]) == (1, 1)
     assert [found["platform_slurm_cpus", kind] for kind in ("allocated", "idle", "other")] == [2, 2, 8]
@@ -113,14 +78,14 @@ def test_nodes_of_several_partitions_are_counted_once(metrics: ModuleType, progr
     assert [(labels["job"], labels["name"], cpus) for _, labels, cpus in jobs] == [("7", "j1-1", 2), ("8", "a|b", 1)]
 
 
-def test_a_controller_that_does_not_answer_is_told(metrics: ModuleType, programs: Any):
-    programs("slurmctld")
-    programs("sinfo", fails=True)
+def test_a_controller_that_does_not_answer_is_told(metrics: ModuleType, programs: Programs):
+    programs.put("slurmctld")
+    programs.put("sinfo", fails=True)
     assert told(metrics.slurm()) == {("platform_slurm_up",): 0}
 
 
-def test_jobs_that_have_ended_are_not_counted(metrics: ModuleType, programs: Any):
-    programs("systemctl", ("mlaas4hep-job@", UNITS))
+def test_jobs_that_have_ended_are_not_counted(metrics: ModuleType, programs: Programs):
+    programs.put("systemctl", ("mlaas4hep-job@", UNITS))
     assert told(metrics.jobs()) == {("platform_jobs_running",): 2}
     found = told(metrics.each_job())
     assert found["platform_job_cpu_seconds_total", "higgs_1"] == 2.5
