@@ -61,9 +61,9 @@ def _perform(verb: Verb, shared: dict[str, Any], given: dict[str, Any]) -> None:
     out = console()
     if bool(shared["names"]) == shared["every"]:
         raise UsageError("Name the platforms, or give --all.")
-    folders = chosen(home(), shared["names"] or (), shared["limit"])
+    folders = chosen(home(), shared["names"] or (), shared["limit"], verb.unready)
     variables = variables_of(verb, given)
-    check, names = shared["check"], ", ".join(folder.name for folder in folders)
+    check, names = shared["check"] or verb.predicts, ", ".join(folder.name for folder in folders)
     if verb.asks and not check and not shared["yes"] and not out.confirm(f"{names}: {verb.asks} Go on?"):
         raise UsageError("Nothing was changed.", "Answer y, or give --yes where there is no terminal.")
     with contextlib.ExitStack() as stack:

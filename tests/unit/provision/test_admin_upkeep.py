@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import fcntl
 import importlib.util
+import json
+import os
+import subprocess
 import sys
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
+from sqlalchemy import select
 
+from mlaas4hep.service.database import JobRow, UserRow, open_database
+from mlaas4hep.service.settings import Settings, load_settings
 from tests.conftest import REPOSITORY
 
 
@@ -129,3 +140,158 @@ def test_the_checklist_finds_secrets_that_others_can_read(tmp_path: Path, monkey
         (folder / name).chmod(mode)
     found = checklist.secrets(checklist.SECRETS, str(tmp_path))
     assert (found["good"], found["words"]) == (False, str(folder / "ssh_host_ed25519_key"))
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A service's data: jobs, workspaces and stores, each an old one and a new one."""
+    monkeypatch.setenv("MLAAS4HEP_CONFIG", str(tmp_path / "service.toml"))
+    data = tmp_path / "data"
+    (tmp_path / "service.toml").write_text(f'data = "{data}"\n[authentication]\ntoken_file = "{data}/token"\n')
+    data.mkdir()
+    settings = load_settings()
+    user = "u0123456789abcdef"
+    with closing(open_database(settings.database_url, data)) as database, database.write() as session:
+        session.add(UserRow(key=user, issuer="i", subject="s", name="n", quota={}, seen=""))
+        session.flush()
+        for number, (phase, ended, workspace) in enumerate(
+            [("ended", OLD, "left"), ("ended", NEW, "left"), ("handed", "", "busy")], start=1
+        ):
+            session.add(
+                JobRow(
+                    key=f"job{number}", user_key=user, name="higgs", number=number, model="m", workspace=workspace,
+                    cpus=1, memory=1, gpus=0, seconds=1, disk=1, network=False, phase=phase, state="", ended=ended,
+                    submitted=OLD,
+                )
+            )  # fmt: skip
+            filled(data / "jobs" / f"job{number}")
+    for name in ("left", "busy", "new"):
+        filled(data / "workspaces" / user / name)
+    for name in ("unread", "read", "locked", "opened"):
+        filled(data / "store" / name, "store.json")
+    for path in [*data.glob("workspaces/*/*"), *data.glob("store/*/*")]:
+        if path.name != "new" and path.parent.name != "read":
+            os.utime(path, (LONG_AGO, LONG_AGO))
+    return settings
+
+
+LONG_AGO = datetime.now(UTC).timestamp() - 100 * 86400
+OLD = datetime.fromtimestamp(LONG_AGO, UTC).isoformat(timespec="seconds")
+NEW = datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def filled(folder: Path, name: str = "file") -> None:
+    folder.mkdir(parents=True)
+    (folder / name).write_text("0123456789")
+
+
+def test_what_is_old_goes_but_nothing_that_a_job_needs(served: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = program("playbooks/admin/files/clean_service.py", monkeypatch)
+    policy = {"remove": False, "jobs": 90, "workspaces": 90, "stores": 90}
+    with (
+        (served.data / "store" / "opened" / "store.json").open(),
+        (served.data / "store" / "locked.lock").open("w") as lock,
+    ):
+        os.utime(served.data / "store" / "opened" / "store.json", (LONG_AGO, LONG_AGO))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = list(tool.clean(served, policy, datetime.now(UTC).timestamp()))
+        wanted = [
+            ("job", "higgs_1 of u0123456789abcdef", 10),
+            ("workspace", "left of u0123456789abcdef", 10),
+            ("store", "unread", 10),
+        ]
+        assert found == wanted
+        assert list(tool.clean(served, policy, datetime.now(UTC).timestamp())) == wanted, "a dry run removes nothing"
+
+        policy["remove"] = True
+        assert list(tool.clean(served, policy, datetime.now(UTC).timestamp())) == wanted
+        assert list(tool.clean(served, policy, datetime.now(UTC).timestamp())) == []
+    assert sorted(path.name for path in (served.data / "jobs").iterdir()) == ["job2", "job3"]
+    assert sorted(path.name for path in served.data.glob("workspaces/*/[a-z]*")) == ["busy", "new"]
+    assert sorted(path.parent.name for path in served.data.glob("store/*/store.json")) == ["locked", "opened", "read"]
+    with closing(open_database(served.database_url, served.data)) as database, database.read() as session:
+        assert set(session.scalars(select(JobRow.key))) == {"job2", "job3"}
+
+
+def test_people_keep_their_jobs_and_workspaces_unless_it_is_told(
+    served: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = program("playbooks/admin/files/clean_service.py", monkeypatch)
+    defaults = yaml.safe_load((REPOSITORY / "playbooks/admin/clean.yml").read_text())[0]["vars"]
+    assert (defaults["clean_jobs_days"], defaults["clean_workspaces_days"]) == (0, 0)
+    policy = {"remove": False, "jobs": 0, "workspaces": 0, "stores": 0}
+    assert list(tool.clean(served, policy, datetime.now(UTC).timestamp())) == []
+
+
+def test_only_closed_logs_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = program("playbooks/admin/files/clean_machine.py", monkeypatch)
+    logs = tmp_path / "var/log"
+    (logs / "journal").mkdir(parents=True)
+    closed = ["dpkg.log.1", "nginx-access.log.2.gz", "messages-20260101.xz", "journal/system@00ab-12.journal"]
+    for name in [*closed, "auth.log", "journal/system.journal", "new.log.1"]:
+        (logs / name).write_text("0123456789")
+        if name != "new.log.1":
+            os.utime(logs / name, (LONG_AGO, LONG_AGO))
+    policy = {"remove": False, "logs": 90}
+    at = datetime.now(UTC).timestamp()
+    told = {finding["check"] for finding in tool.clean(policy, at, tmp_path)}
+    assert told == {f"log {logs / name}" for name in closed}
+    assert len(list(tool.clean({**policy, "remove": True}, at, tmp_path))) == len(closed)
+    assert sorted(path.name for path in logs.rglob("*") if path.is_file()) == [
+        "auth.log",
+        "new.log.1",
+        "system.journal",
+    ]
+
+
+def test_certificates_tell_the_days_that_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = program("playbooks/admin/files/certificates.py", monkeypatch)
+    (tmp_path / "etc/web-proxy").mkdir(parents=True)
+    (tmp_path / "var/lib/xcache").mkdir(parents=True)
+    (tmp_path / "etc/grid-security/certificates").mkdir(parents=True)
+    certificate = tmp_path / "etc/web-proxy/certificate.pem"
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "90"]
+    subprocess.run([*words, "-subj", "/CN=x", "-keyout", tmp_path / "key", "-out", certificate], check=True,
+                   capture_output=True)  # fmt: skip
+    (tmp_path / "etc/grid-security/certificates/ca.pem").write_bytes(certificate.read_bytes())
+    (tmp_path / "etc/grid-security/certificates/ca.r0").write_text("no list")
+    claims = base64.urlsafe_b64encode(json.dumps({"exp": datetime.now(UTC).timestamp() + 600}).encode()).decode()
+    (tmp_path / "var/lib/xcache/token").write_text(f"e30.{claims.rstrip('=')}.c2ln")
+    limits, at = {"days": 20, "hours": 1}, datetime.now(UTC).timestamp()
+
+    found = {finding["check"]: finding for finding in tool.look(limits, at, tmp_path)}
+    assert found["certificate of the web proxy"]["good"]
+    assert found["certificate of the web proxy"]["words"] in ("90 days left", "89 days left")
+    assert not found["token of the cache"]["good"] and found["token of the cache"]["words"] == "0.2 hours left"
+    assert found["CAs of the grid"]["words"] == "1, of which 0 have ended"
+    assert found["revocation lists"]["words"] == "1, of which 0 have ended and 1 cannot be read: ca.r0"
+
+    later = {finding["check"]: finding for finding in tool.look(limits, at + 80 * 86400, tmp_path)}
+    assert not later["certificate of the web proxy"]["good"] and later["certificate of the web proxy"]["remedy"]
+    certificate.write_text("no certificate")
+    assert "cannot be read" in tool.look(limits, at, tmp_path)[0]["words"]
+
+
+def test_the_audit_counts_who_came_and_keeps_arguments_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = program("playbooks/admin/files/audit.py", monkeypatch)
+    lines = [
+        (1, "sshd", "Accepted publickey for alice from 192.0.2.7 port 50000 ssh2: ED25519 SHA256:x"),
+        (2, "sshd-session", "Accepted publickey for alice from 192.0.2.7 port 50001 ssh2: ED25519 SHA256:x"),
+        (3, "sshd", "Invalid user admin from 203.0.113.9 port 41000"),
+        (3, "sshd", "Failed password for invalid user admin from 203.0.113.9 port 41000 ssh2"),
+        (4, "sshd", "Failed password for alice from 203.0.113.9 port 41001 ssh2"),
+        (5, "sshd", "Connection closed by authenticating user root 203.0.113.9 port 41002 [preauth]"),
+        (6, "sudo", "   alice : PWD=/home/alice ; USER=root ; COMMAND=/usr/bin/mysql --password=secret"),
+        (7, "sudo", "     bob : user NOT in sudoers ; TTY=pts/0 ; PWD=/ ; USER=root ; COMMAND=/bin/sh"),
+        (8, "sudo", "pam_unix(sudo:session): session opened for user root(uid=0) by alice(uid=1001)"),
+    ]
+    found = tool.summary(lines)
+    assert found["logins"] == ["2 x alice from 192.0.2.7 by publickey"]
+    assert sorted(found["failed logins"]) == [
+        "1 x admin from 203.0.113.9",
+        "1 x alice from 203.0.113.9",
+        "1 x root from 203.0.113.9",
+    ]
+    assert "1 x alice as root: /usr/bin/mysql" in found["sudo"]
+    assert found["refused by sudo"] == ["1 x bob: user NOT in sudoers"]
+    assert "secret" not in json.dumps(found)
