@@ -295,13 +295,12 @@ def address_of(found: Deployment) -> str:
 
 
 def _found(client: Orchestrator, platform: Platform) -> Deployment | None:
-    """The platform's deployment: by its id, or by its mark where the answer to its submission was lost."""
+    """The platform's deployment: by its id, or by its mark where that is not known or has nothing any more."""
     record = platform.record
     if record.entry(_STEP) is None:
         return None
-    if uuid := deployment_of(record):
-        return client.present(uuid)
-    return client.marked(record.uid, record.values.get("group", ""))
+    uuid = deployment_of(record)
+    return (client.present(uuid) if uuid else None) or client.marked(record.uid, record.values.get("group", ""))
 
 
 def _resource(found: Deployment) -> Resource:
