@@ -15,6 +15,7 @@ from provision.framework import find_framework
 from provision.plan import MachineSteps, Progress, carry_out, connect
 from provision.record import Folder, Record, Resource
 from provision.spec import PlatformSpec, make_spec
+from provision.usage import with_former
 
 SIZES = ("cpus", "memory", "disk", "gpu")
 """The fields of a spec that a resize changes."""
@@ -24,6 +25,14 @@ _NO_GPU = "none"
 
 class Resize(Change):
     """A change of size."""
+
+    @property
+    def wanted(self) -> Platform:
+        """The platform as it will be; its hours until now keep the price of the flavor that it has now."""
+        record = super().wanted.record.model_copy(
+            update={"facts": with_former(self.platform.record.facts, self.offer.facts)}
+        )
+        return replace(self.platform, record=record)
 
     def steps(self, note: Callable[[str], None]) -> list[Step]:
         """What is done, in this order."""

@@ -29,6 +29,25 @@ ACTIVITY = "/run/platform/activity.json"
 """What the role `base` has the machine write of itself, and when it was idle since."""
 
 _AT_ONCE = 8
+_FORMER = "former flavors"
+"""The fact that names them, oldest first: among a cloud's marks, so that an adopted platform has it too."""
+
+
+def flavor_of(facts: Mapping[str, str]) -> str:
+    """The flavor's name, of the facts of a record or an offer; nothing where the cloud has none."""
+    return facts.get("flavor", "").partition(" (")[0]
+
+
+def former_flavors(facts: Mapping[str, str]) -> list[str]:
+    """The flavors that the machine had before the present one."""
+    return [name for name in facts.get(_FORMER, "").split(", ") if name]
+
+
+def with_former(facts: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:
+    """The facts after a change of size to what was `chosen`; the flavor until then is remembered, once."""
+    before, after = flavor_of(facts), flavor_of(chosen)
+    remembered = {_FORMER: ", ".join([*former_flavors(facts), before])} if before and after not in ("", before) else {}
+    return {**facts, **chosen, **remembered}
 
 
 class Prices(BaseModel):
@@ -39,12 +58,17 @@ class Prices(BaseModel):
     unit: str = ""
     flavors: dict[str, float] = Field(default_factory=dict)
 
-    def cost(self, record: Record, hours: float | None) -> str:
-        """The estimate for a platform, or nothing where the price or the hours are not known."""
-        flavor = record.facts.get("flavor", "").partition(" (")[0]
-        if hours is None or flavor not in self.flavors:
+    def cost(self, record: Record, usage: Usage) -> str:
+        """The estimate for a platform, each hour at the price of the flavor that it had then.
+
+        Nothing where a price or the hours are not known, or the machine had sizes that the record does not know.
+        """
+        flavors = [*former_flavors(record.facts), flavor_of(record.facts)]
+        if usage.hours is None or len(flavors) != len(usage.former) + 1 or not set(flavors) <= set(self.flavors):
             return ""
-        return f"{hours * self.flavors[flavor]:.2f} {self.unit}".strip()
+        hours = (*usage.former, usage.hours - sum(usage.former))
+        total = sum(time * self.flavors[flavor] for time, flavor in zip(hours, flavors, strict=True))
+        return f"{total:.2f} {self.unit}".strip()
 
 
 def read_prices(path: Path) -> Prices:

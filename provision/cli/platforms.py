@@ -47,7 +47,7 @@ def _row(status: Status, prices: Prices) -> dict[str, str]:
         "since": f"{status.usage.since:{_MINUTE}}" if status.usage.since else "",
         "idle": idle or (f"no: {status.busy}" if status.busy else ""),
         "hours": "" if hours is None else f"{hours:.1f}",
-        "cost": prices.cost(status.record, hours),
+        "cost": prices.cost(status.record, status.usage),
     }
 
 

@@ -1,16 +1,19 @@
 """How long a server has run, of what Nova notes of every action on it.
 
-A machine that powers itself off is noted, too: Nova finds it off and stops it.
+A machine that powers itself off is noted, too: Nova finds it off and stops it. A change of size counts from its begin,
+if it was confirmed in the end; one that failed or was taken back counts as none.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 from provision.clouds._marks import time_of
 from provision.clouds.base import Usage
 
+_HOUR = timedelta(hours=1)
 _ENDS = {"stop", "shelve", "shelveOffload", "suspend", "pause", "delete"}
 _RELAUNCHES = {"rebuild", "resize", "unshelve"}
 """Actions after which Nova tells of a later launch, as if the server had not run before."""
@@ -27,7 +30,13 @@ def usage(conn: Any, server: Any, at: datetime) -> Usage:
         began = next((when for when, action in actions if action == "create"), began)
     total = timedelta()
     running: datetime | None = began
+    resized = timedelta()
+    changes: list[timedelta] = []
     for when, action in actions:
+        if action == "resize":
+            resized = total + (max(when - running, timedelta()) if running else timedelta())
+        elif action == "confirmResize":
+            changes.append(resized)
         if action in _ENDS and running is not None:
             total, running = total + max(when - running, timedelta()), None
         elif action in _BEGINS and running is None:
@@ -36,4 +45,5 @@ def usage(conn: Any, server: Any, at: datetime) -> Usage:
         total += max(at - running, timedelta())
     else:
         running = None
-    return Usage(running, total / timedelta(hours=1))
+    former = tuple((end - begin) / _HOUR for begin, end in pairwise([timedelta(), *changes]))
+    return Usage(running, total / _HOUR, former)

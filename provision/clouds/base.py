@@ -153,10 +153,12 @@ class Usage:
     Attributes:
         since: since when it runs; None when it does not, or where that is not told.
         hours: how long it has run in all, None where that is not told.
+        former: of these hours, those with each size that it had before the present one, the oldest first.
     """
 
     since: datetime | None = None
     hours: float | None = None
+    former: tuple[float, ...] = ()
 
 
 class Cloud(ABC):

@@ -14,7 +14,7 @@ from provision.clouds.base import Usage
 from provision.errors import UsageError
 from provision.record import Record
 from provision.spec import PlatformSpec
-from provision.usage import _activity, read_prices
+from provision.usage import _activity, read_prices, with_former
 
 LAUNCHED = "2026-05-01T10:00:00.000000"
 
@@ -49,13 +49,60 @@ def test_hours_are_those_in_which_the_machine_ran(found: Usage, since: datetime 
     assert found == Usage(since, hours)
 
 
+STOPPED, STARTED = ("stop", "12:00"), ("start", "18:00")
+RESIZED, KEPT = ("resize", "13:00"), ("confirmResize", "13:10")
+
+
+@pytest.mark.parametrize(
+    ("actions", "launched", "hours", "former"),
+    [
+        ((("create", "10:00"), RESIZED, KEPT), "13:05", 10, (3,)),
+        ((("create", "10:00"), STOPPED, RESIZED, KEPT, STARTED), "13:05", 4, (2,)),
+        ((("create", "10:00"), RESIZED, KEPT, ("resize", "19:00"), ("confirmResize", "19:02")), "19:01", 10, (3, 6)),
+        ((("create", "10:00"), RESIZED, ("revertResize", "13:20")), "13:25", 10, ()),
+        ((("create", "10:00"), ("resize", "11:00"), RESIZED, KEPT), "13:05", 10, (3,)),
+        ((("create", "10:00"), RESIZED), "13:05", 10, ()),
+    ],
+    ids=["kept", "while it was off", "twice", "taken back", "after one that failed", "not confirmed yet"],
+)
+def test_hours_are_told_apart_by_the_size_that_the_machine_had(
+    actions: tuple[tuple[str, str], ...], launched: str, hours: float, former: tuple[float, ...]
+):
+    found = used("ACTIVE", *actions, launched=f"2026-05-01T{launched}:00.000000")
+    assert (found.hours, found.former) == (hours, former)
+
+
 def test_the_price_is_that_of_the_flavor(tmp_path: Path):
     prices = tmp_path / "prices.toml"
-    assert read_prices(prices).cost(record("m1.large"), 10) == ""
+    assert read_prices(prices).cost(record("m1.large"), Usage(hours=10)) == ""
     prices.write_text('unit = "EUR"\n[flavors]\n"m1.large" = 0.125\n')
-    assert read_prices(prices).cost(record("m1.large"), 10) == "1.25 EUR"
-    assert read_prices(prices).cost(record("m1.large"), None) == ""
-    assert read_prices(prices).cost(record("m1.small"), 10) == ""
+    assert read_prices(prices).cost(record("m1.large"), Usage(hours=10)) == "1.25 EUR"
+    assert read_prices(prices).cost(record("m1.large"), Usage()) == ""
+    assert read_prices(prices).cost(record("m1.small"), Usage(hours=10)) == ""
+
+
+def test_hours_before_a_resize_have_the_price_of_the_flavor_of_that_time(tmp_path: Path):
+    prices = tmp_path / "prices.toml"
+    prices.write_text('unit = "EUR"\n[flavors]\n"m1.large" = 0.5\n"m1.small" = 0.125\n')
+    small = record("m1.small")
+    chosen = {"flavor": "m1.large (8 CPU)"}
+    large = small.model_copy(update={"facts": with_former(small.facts, chosen)})
+    assert read_prices(prices).cost(large, Usage(hours=10, former=(8.0,))) == "2.00 EUR"
+    assert with_former(large.facts, chosen) == large.facts
+    again = large.model_copy(update={"facts": with_former(large.facts, {"flavor": "m1.small (4 CPU)"})})
+    assert read_prices(prices).cost(again, Usage(hours=18, former=(8.0, 2.0))) == "3.00 EUR"
+
+
+@pytest.mark.parametrize("former", [(), (8.0, 1.0)])
+def test_hours_with_flavors_that_nobody_noted_have_no_estimate(former: tuple[float, ...], tmp_path: Path):
+    prices = tmp_path / "prices.toml"
+    prices.write_text('[flavors]\n"m1.large" = 0.5\n"m1.small" = 0.125\n')
+    facts = with_former(record("m1.small").facts, {"flavor": "m1.large (8 CPU)"})
+    large = record("m1.large").model_copy(update={"facts": facts})
+    assert read_prices(prices).cost(large, Usage(hours=10, former=former)) == ""
+    unpriced = record("m1.tiny").facts | with_former(record("m1.tiny").facts, {"flavor": "m1.large (8 CPU)"})
+    resized = large.model_copy(update={"facts": unpriced})
+    assert read_prices(prices).cost(resized, Usage(hours=10, former=(8.0,))) == ""
 
 
 @pytest.mark.parametrize("text", ["unit = ", "unit = 3", "[flavors]\nsmall = 'cheap'", "currency = 'EUR'"])
