@@ -106,6 +106,22 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb("resume", "Take jobs again after `drain`, and start those that wait."),
     Verb(
+        "backup",
+        "Set up encrypted backups by restic, make one now, and verify it by restoring some of it.",
+        (*_BACKUP, *_KEEP),
+    ),
+    Verb(
+        "restore",
+        "Put a backup back, also onto a new machine: workspaces, jobs, models, settings, tokens.",
+        (
+            *_BACKUP,
+            Option("of", "backup_of", "Name of the platform whose backup it is.  [its own]"),
+            Option("snapshot", "restore_snapshot", "Which backup.  [the newest]"),
+            Option("dry-run", "restore_dry_run", "Only tell what would be replaced.", bool),
+        ),
+        asks="What users have on it now is replaced by the backup.",
+    ),
+    Verb(
         "users",
         "Add, change, lock and remove people's accounts; replace the service's policy.",
         (
