@@ -90,6 +90,7 @@ class Submission:
                 "ports": sorted({port["source"] for port in ports if "source" in port} - closed),
                 "frameworks": ["torch"] if any(entry.startswith("torch") for entry in packages) else [],
                 "mlaas4hep": "" if said["version"] == __version__ else said["version"],
+                "monitoring": said.get("monitoring", "none"),
                 **(service if said.get("service") == "shared" else {}),
             }
         )

@@ -39,7 +39,7 @@ def submission(wishes: dict[str, Any], values: dict[str, Any]) -> Submission:
     [
         ({}, {}, {}),
         ({"cpus": 12, "memory": "1536MB", "disk": "100GB", "ports": [6006], "idle_stop": "3h"}, {}, {}),
-        ({"gpu": "T4:2", "frameworks": ["torch"]}, {}, {}),
+        ({"gpu": "T4:2", "frameworks": ["torch"], "monitoring": "exporters"}, {}, {}),
         (SHARED, CHOSEN, {}),
         ({**SHARED, "tls": "internal", "executor": "slurm", "endpoints": ["eos.example.org:1094"]}, CHOSEN, {}),
         (
