@@ -106,6 +106,19 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb("resume", "Take jobs again after `drain`, and start those that wait."),
     Verb(
+        "update",
+        "Update packages of the system and the framework; jobs are held meanwhile, and released.",
+        (
+            Option("packages", "update_packages", "Of the system.  [security]", choices=("security", "all", "none")),
+            Option("framework", "update_framework", "Whether the framework is updated to this toolkit's.  [yes]", bool),
+            Option("reboot", "update_reboot", "Whether the machine may be restarted when that is needed.  [no]", bool),
+            Option("wait", "update_wait", "Seconds to wait for the jobs that run.  [3600]", int),
+            Option("interrupt", "update_interrupt", "Do not wait: jobs that run begin anew.", bool),
+            Option("rollback", "update_rollback", "Only go back to the framework that was before.", bool),
+        ),
+        configured=True,
+    ),
+    Verb(
         "backup",
         "Set up encrypted backups by restic, make one now, and verify it by restoring some of it.",
         (*_BACKUP, *_KEEP),
@@ -181,6 +194,14 @@ VERBS: tuple[Verb, ...] = (
         "Tell whether a machine is fit for a platform; change nothing but the package lists.",
         changes=False,
         unready=True,
+    ),
+    Verb(
+        "gpu",
+        "Look after the driver of NVIDIA GPUs: whether it fits the kernel and the framework, and computes.",
+        (
+            Option("upgrade", "gpu_upgrade", "Install the newest driver of the machine's release.", bool),
+            Option("reboot", "gpu_reboot", "Restart the machine when the new driver needs it.", bool),
+        ),
     ),
 )
 

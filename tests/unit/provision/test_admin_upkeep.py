@@ -295,3 +295,22 @@ def test_the_audit_counts_who_came_and_keeps_arguments_to_itself(monkeypatch: py
     assert "1 x alice as root: /usr/bin/mysql" in found["sudo"]
     assert found["refused by sudo"] == ["1 x bob: user NOT in sudoers"]
     assert "secret" not in json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("versions", "bad"),
+    [
+        (("550.54", "550.54", "550.54", "12.4", "12.6.77"), []),
+        (("550.54", "", "", "13.0", "12.6.77"), []),
+        (("535.1", "550.54", "550.54", "12.2", "12.6.77"), ["driver's module", "driver's programs"]),
+        (("470.1", "470.1", "470.1", "11.4", "12.6.77"), ["CUDA"]),
+        (("", "550.54", "", "", "12.6.77"), ["driver", "driver's module", "CUDA"]),
+    ],
+)
+def test_driver_kernel_and_framework_have_to_belong_together(
+    versions: tuple[str, ...], bad: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = program("playbooks/admin/files/gpu.py", monkeypatch)
+    found = list(tool.judged(*versions, "6.1.0-50-cloud-amd64"))
+    assert [finding["check"] for finding in found if not finding["good"]] == bad
+    assert all(finding["remedy"] for finding in found if not finding["good"])
