@@ -7,19 +7,19 @@ PIP := -m pip --disable-pip-version-check --quiet
 MACHINE_PACKAGES := iproute2 iptables mmdebstrap openssh-client systemd-container zstd
 # not in the lock file: its builds for CPU and for CUDA have different dependencies, and the index decides which one it offers
 TORCH := torch==2.13.0
-CODE := provision mlaas4hep tests benchmarks examples
+CODE := provision mlaas4hep tests benchmarks examples docs
 
-.PHONY: demo setup machine-packages lint test lock clean
+.PHONY: demo setup machine-packages lint test docs lock clean
 
 demo: machine-packages
 	bash examples/demo.sh
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: locks/installer.txt locks/dev.txt pyproject.toml
+$(VENV)/.installed: locks/installer.txt locks/dev.txt locks/docs.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) install --require-hashes -r locks/installer.txt
-	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --no-deps --require-hashes -r locks/dev.txt
+	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --no-deps --require-hashes -r locks/dev.txt -r locks/docs.txt
 	$(BIN)/python $(PIP) install '$(TORCH)'
 	$(BIN)/python $(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
@@ -43,6 +43,10 @@ lint: setup
 test: setup machine-packages lint
 	PYTHONWARNINGS=ignore::FutureWarning $(BIN)/pytest --numprocesses 2
 
+# the manual: build/manual/index.html, and build/man for `man`
+docs: setup
+	$(BIN)/python -m docs.generator
+
 # versions and hashes only: no address of any index goes into a lock file
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
@@ -52,6 +56,7 @@ lock: setup
 	$(COMPILE) pyproject.toml --extra keras-gpu --extra service --constraints locks/platform.txt --output-file locks/platform-gpu.txt
 	$(COMPILE) pyproject.toml --extra provision --extra data --constraints locks/platform.txt --output-file locks/laptop.txt
 	$(COMPILE) pyproject.toml --extra provision --extra keras --extra jax --extra service --group dev --constraints locks/platform.txt --constraints locks/installer.txt --output-file locks/dev.txt
+	$(COMPILE) --group pyproject.toml:docs --constraints locks/dev.txt --output-file locks/docs.txt
 
 clean:
-	rm -rf $(VENV) .demo dist .mypy_cache .ruff_cache .pytest_cache .ansible
+	rm -rf $(VENV) .demo build dist .mypy_cache .ruff_cache .pytest_cache .ansible
