@@ -111,6 +111,7 @@ VERBS: tuple[Verb, ...] = (
         (
             Option("packages", "update_packages", "Of the system.  [security]", choices=("security", "all", "none")),
             Option("framework", "update_framework", "Whether the framework is updated to this toolkit's.  [yes]", bool),
+            Option("wheel", "mlaas4hep_wheel", "Wheel of the framework.  [what the platform was made with]", Path),
             Option("reboot", "update_reboot", "Whether the machine may be restarted when that is needed.  [no]", bool),
             Option("wait", "update_wait", "Seconds to wait for the jobs that run.  [3600]", int),
             Option("interrupt", "update_interrupt", "Do not wait: jobs that run begin anew.", bool),

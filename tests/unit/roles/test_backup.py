@@ -141,7 +141,7 @@ def test_what_was_there_is_there_again_on_a_new_machine(backed_up):
     lost = {name for name, content in facts["before"].items() if restored.get(name) != content}
     assert {name for name in lost if not name.startswith("metrics/")} <= {"drained.json"}
     assert {"of-the-new-machine", ".restored"} & set(restored) == set()
-    assert (machine.data.with_name("data.before-restore") / "of-the-new-machine").exists()
+    assert (machine.disk / "state" / "before-restore" / "of-the-new-machine").exists()
     assert not machine.data.with_name("data.restoring").exists()
     assert (machine.etc / "policy.toml").read_text() == "# disk\n"
     assert (machine.etc / "platform.json").read_text() == "the new machine"
@@ -185,7 +185,7 @@ def test_a_restore_that_is_killed_anywhere_is_run_again_and_keeps_what_was_there
         os.kill(pid, signal.SIGKILL)
     process.communicate()
     machine("restore")
-    assert (machine.data.with_name("data.before-restore") / "of-the-new-machine").exists()
+    assert (machine.disk / "state" / "before-restore" / "of-the-new-machine").exists()
     assert (machine.data / "cache" / "kernel").read_text() == "compiled here"
     assert not (machine.data / ".restored").exists()
 

@@ -82,7 +82,7 @@ def test_private_variables_bear_underscores_and_the_name_of_their_role(role: Pat
 @each_role
 def test_a_role_needs_no_collection(role: Path) -> None:
     words = {"name", "when", "register", "loop", "loop_control", "notify", "vars", "delegate_to", "become",
-             "changed_when", "failed_when", "check_mode", "environment", "no_log", "tags"}  # fmt: skip
+             "changed_when", "failed_when", "check_mode", "environment", "no_log", "tags", "diff"}  # fmt: skip
     for path in [*(role / "tasks").glob("*.yml"), *(role / "handlers").glob("*.yml")]:
         for task in tasks(read(path)):
             assert [word.rpartition(".")[0] for word in task if word not in words] == ["ansible.builtin"], task["name"]
