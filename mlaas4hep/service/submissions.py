@@ -312,6 +312,8 @@ class Submissions:
         limit = time.time() - _ORPHAN_SECONDS if before is None else before
         self._workspaces.sweep(limit)
         for path in self._folder.iterdir():
+            if (path / "job.json").is_file():
+                continue  # it was submitted by `mlaas4hep job`, and has no row
             with suppress(FileNotFoundError):
                 if path.stat().st_ctime < limit and self._unknown(path.name):
                     shutil.rmtree(path, ignore_errors=True)

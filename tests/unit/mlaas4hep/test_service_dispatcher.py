@@ -161,11 +161,13 @@ def test_an_executor_that_refuses_a_job_fails_only_that_job(service: Running, mo
 def test_a_folder_without_a_job_is_swept_when_it_is_old(service: Running):
     [key] = give(service)
     jobs = service.settings.data / "jobs"
-    (jobs / "j-orphan").mkdir()
+    for name in ("j-orphan", "higgs_1"):
+        (jobs / name).mkdir()
+    (jobs / "higgs_1" / "job.json").write_text("{}")  # of a user who submits over SSH
     service.service.submissions.sweep()
-    assert {path.name for path in jobs.iterdir()} == {key, "j-orphan"}
+    assert {path.name for path in jobs.iterdir()} == {key, "j-orphan", "higgs_1"}
     service.service.submissions.sweep(before=time.time() + 1)
-    assert {path.name for path in jobs.iterdir()} == {key}
+    assert {path.name for path in jobs.iterdir()} == {key, "higgs_1"}
 
 
 def test_one_of_two_services_dispatches(tmp_path):
