@@ -122,6 +122,18 @@ def render(spec: PlatformSpec, framework: Framework, portfolio: Portfolio, folde
     _check(spec)
     if folder.exists():
         raise UsageError(f"{folder} is there already.", "Name a new folder with --folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+        made = Path(name) / "made"
+        render_templates(spec, framework, portfolio, made)
+        _copy_role(framework, made / portfolio.role_name)
+        made.rename(folder)
+    return [folder / f"{name}.yaml" for name, _ in _variants(spec)]
+
+
+def render_templates(spec: PlatformSpec, framework: Framework, portfolio: Portfolio, folder: Path) -> None:
+    """Write all files for `spec` but the role; raises as `render` does for wishes that no template can say."""
+    _check(spec)
     variables = platform_variables(_undeployed(spec), framework)
     documents: dict[str, Any] = {
         TYPES: node_types(portfolio),
@@ -132,15 +144,9 @@ def render(spec: PlatformSpec, framework: Framework, portfolio: Portfolio, folde
         documents[f"{name}.yaml"] = template(spec, variables, portfolio, private)
         documents[f"{name}.parameters.yml"] = parameters(spec)
         documents[f"{name}.metadata.yml"] = metadata(spec, portfolio, private)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
-        made = Path(name) / "made"
-        for path, document in documents.items():
-            _made(made / path).write_text(write(document), encoding="utf-8")
-        shutil.copyfile(share() / "templates/tosca/basic_types.yaml", _made(made / BASIC_TYPES))
-        _copy_role(framework, made / portfolio.role_name)
-        made.rename(folder)
-    return [folder / f"{name}.yaml" for name, _ in _variants(spec)]
+    for path, document in documents.items():
+        _made(folder / path).write_text(write(document), encoding="utf-8")
+    shutil.copyfile(share() / "templates/tosca/basic_types.yaml", _made(folder / BASIC_TYPES))
 
 
 def write(document: Any) -> str:

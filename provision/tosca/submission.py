@@ -12,11 +12,11 @@ from typing import Any
 
 from provision import __version__
 from provision.errors import ProvisionError, UsageError
-from provision.framework import Framework
+from provision.framework import find_framework
 from provision.spec import WEB_PORTS, PlatformSpec, make_spec, make_specs, read_spec
 from provision.tosca.check import check, check_values
 from provision.tosca.orchestrator import MARK
-from provision.tosca.render import NODE_TYPE, Portfolio, render, write
+from provision.tosca.render import NODE_TYPE, Portfolio, render_templates, write
 from provision.tosca.source import Problem, read_source
 
 MACHINE_TYPE = "tosca.nodes.indigo.Compute"
@@ -165,16 +165,10 @@ def _template(source: Path, private: bool, rendering: Rendering | None) -> Itera
                 f"{source} is a spec: where its types and its role will be is needed.",
                 "Give --types, --role and --tag as for `provision tosca render`, or what that has rendered.",
             )
+        framework = find_framework(spec.mlaas4hep, rendering.cache)
         with tempfile.TemporaryDirectory(prefix="provision-") as folder:
-            target = Path(folder) / "rendered"
-            render(spec, _framework(spec, rendering.cache), rendering.portfolio, target)
-            yield _of_folder(target, private)
-
-
-def _framework(spec: PlatformSpec, cache: Path) -> Framework:
-    from provision.framework import find_framework
-
-    return find_framework(spec.mlaas4hep, cache)
+            render_templates(spec, framework, rendering.portfolio, Path(folder))
+            yield _of_folder(Path(folder), private)
 
 
 def _is_template(path: Path) -> bool:
