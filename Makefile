@@ -9,7 +9,7 @@ MACHINE_PACKAGES := iproute2 iptables mmdebstrap openssh-client systemd-containe
 TORCH := torch==2.13.0
 CODE := provision mlaas4hep tests benchmarks examples docs
 
-.PHONY: demo setup machine-packages lint test docs lock clean
+.PHONY: demo setup machine-packages lint test docs page-assets lock clean
 
 demo: machine-packages
 	bash examples/demo.sh
@@ -46,6 +46,10 @@ test: setup machine-packages lint
 # the manual: build/manual/index.html, and build/man for `man`
 docs: setup
 	$(BIN)/python -m docs.generator
+
+# the scripts that the web pages ship, after a change of mlaas4hep/service/pages/static/pins.json
+page-assets: setup
+	$(BIN)/python -m tests.pages.packages
 
 # versions and hashes only: no address of any index goes into a lock file
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -14,7 +14,7 @@ from mlaas4hep.service.identity import Authenticator, NotPermittedError, Role, U
 if TYPE_CHECKING:
     from mlaas4hep.service.database import Database
     from mlaas4hep.service.dispatcher import Dispatcher
-    from mlaas4hep.service.login import BrowserLogin
+    from mlaas4hep.service.login import BrowserSessions
     from mlaas4hep.service.policy import Policy
     from mlaas4hep.service.settings import Settings
     from mlaas4hep.service.submissions import Submissions
@@ -36,7 +36,7 @@ class Service:
     database: Database
     authenticator: Authenticator
     policy: Callable[[], Policy]
-    login: BrowserLogin | None
+    login: BrowserSessions | None
     workspaces: Workspaces
     submissions: Submissions
     repository: Repository

@@ -15,22 +15,26 @@ from sqlalchemy import text
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlaas4hep import __version__
-from mlaas4hep.service import compatible, jobs_api, models_api, users_api, workspaces_api
+from mlaas4hep.service import branches_api, compatible, jobs_api, models_api, state_api, users_api, workspaces_api
 from mlaas4hep.service.access import Service, TheService
 from mlaas4hep.service.archive import Bounds
+from mlaas4hep.service.authentication import LocalAuthenticator
 from mlaas4hep.service.database import open_database
 from mlaas4hep.service.dispatcher import Dispatcher
 from mlaas4hep.service.executor import Executor
 from mlaas4hep.service.identity import Authenticator, NotPermittedError, Role
-from mlaas4hep.service.login import BrowserLogin
+from mlaas4hep.service.login import BrowserLogin, BrowserSessions
 from mlaas4hep.service.metrics import Measured, exposition
+from mlaas4hep.service.pages.all import add_pages, is_page
 from mlaas4hep.service.policy import Policy
 from mlaas4hep.service.problems import Problem, ProblemDocument, add_problem_handlers
 from mlaas4hep.service.sessions import DatabaseSessions
 from mlaas4hep.service.settings import Settings
 from mlaas4hep.service.submissions import Submissions
+from mlaas4hep.service.token_login import TokenLogin
 from mlaas4hep.service.uploads import BoundedBody
 from mlaas4hep.service.workspaces import Workspaces
+from mlaas4hep.serving.predictions import Predictions
 from mlaas4hep.serving.repository import Repository
 
 API = "/api/v1"
@@ -97,6 +101,7 @@ def create_app(
     identify: Authenticator,
     policies: Callable[[], Policy],
     inference: ASGIApp,
+    predictions: Predictions | None = None,
 ) -> Front:
     """The whole service as one ASGI application.
 
@@ -106,6 +111,7 @@ def create_app(
         identify: finds out who asks.
         policies: gives the policy at any time.
         inference: answers what is no route of the service's own.
+        predictions: the models of the inference server, for the page that tries them.
 
     Raises UsageError or MlaasError when a file, folder or the database of the settings cannot be used.
     """
@@ -134,12 +140,14 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = service
-    for router in (users_api.router, workspaces_api.router, jobs_api.router, models_api.router):
-        app.include_router(router, prefix=API, responses=_ERRORS)
+    app.state.predictions = predictions
+    for module in (users_api, workspaces_api, branches_api, jobs_api, models_api, state_api):
+        app.include_router(module.router, prefix=API, responses=_ERRORS)
     app.include_router(compatible.router, responses=_ERRORS)
     app.include_router(_open)
     if service.login is not None:
         app.include_router(service.login.router)
+    add_pages(app)
     add_problem_handlers(app)
     app.add_middleware(BoundedBody, limit=_body_limit(settings))
     app.add_middleware(Measured)
@@ -171,7 +179,7 @@ def _is_ours(scope: Scope) -> bool:
         headers = dict(scope["headers"])
         multipart = headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data")
         return multipart and "name" in parse_qs(scope["query_string"].decode("latin-1"))
-    return path in compatible.PATHS or path in _OPEN or path.startswith(_OURS)
+    return path in compatible.PATHS or path in _OPEN or path.startswith(_OURS) or is_page(path)
 
 
 def _assemble(
@@ -184,9 +192,11 @@ def _assemble(
     submissions = Submissions(database, workspaces, settings.data / "jobs", repository.folder, policies, settings.jobs)
     lock = settings.data / "dispatcher.lock"
     dispatcher = Dispatcher(database, submissions, executor, repository, settings.jobs, lock)
-    login = None
+    login: BrowserSessions | None = None
     if settings.authentication.login is not None:
         login = BrowserLogin(settings.authentication, DatabaseSessions(database), policies)
+    elif isinstance(identify, LocalAuthenticator):
+        login = TokenLogin(identify, DatabaseSessions(database), policies)
     return Service(settings, database, identify, policies, login, workspaces, submissions, repository, dispatcher)
 
 

@@ -154,11 +154,15 @@ class JwtAuthenticator:
 
 
 class LocalAuthenticator:
-    """The token of a personal platform's one user, who may do everything."""
+    """The token of a personal platform's one user, who may do everything.
+
+    Attributes:
+        digest: of the token.
+    """
 
     def __init__(self, path: Path) -> None:
         """Reads the token, or makes it; raises UsageError when others may read it."""
-        self._digest = hashlib.sha256(_secret(path).encode()).digest()
+        self.digest = hashlib.sha256(_secret(path).encode()).digest()
         self._user = User("local", "local", "local", roles=frozenset(Role))
 
     async def authenticate(self, authorization: str) -> User:
@@ -166,7 +170,7 @@ class LocalAuthenticator:
         if len(authorization) > _LONGEST_HEADER:
             raise AuthenticationError("The token is too long.")
         digest = hashlib.sha256(_bearer(authorization).encode(errors="replace")).digest()
-        if not hmac.compare_digest(digest, self._digest):
+        if not hmac.compare_digest(digest, self.digest):
             raise AuthenticationError("The token is wrong.")
         return self._user
 

@@ -59,48 +59,43 @@ class SessionStore(Protocol):
         """Forget a value; one that is unknown is no error."""
 
 
-class BrowserLogin:
-    """Login, logout and the sessions' users.
+class BrowserSessions:
+    """Who is logged in in a browser, and how that ends.
+
+    Args:
+        sessions: keeps them.
+        policy: gives the policy at any time.
+        seconds: how long one lasts.
+        clock: seconds since 1970.
 
     Attributes:
-        router: `GET /login`, `GET /login/callback`, `GET /login/session`, `POST /logout`.
+        router: `GET /login/session`, `POST /logout`.
     """
+
+    secure = True
 
     def __init__(
         self,
-        settings: AuthenticationSettings,
         sessions: SessionStore,
         policy: Callable[[], Policy],
+        seconds: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Reads the client's secret; raises UsageError when that fails, and without `settings.login`."""
-        if settings.login is None:
-            raise UsageError("There are no settings for login with a browser.", "Add [authentication.login].")
-        self._settings = settings.login
-        issuer = next(issuer for issuer in settings.issuers if self._settings.issuer in ("", issuer.url))
-        self._provider = Provider(issuer)
-        self._verifier = Verifier(self._provider, (self._settings.client_id,), settings.clock_skew, clock)
-        self._secret = _client_secret(self._settings.client_secret_file)
         self._sessions = sessions
         self._policy = policy
+        self._seconds = seconds
         self._clock = clock
         self.router = APIRouter(tags=["login"])
-        for name, method, path, endpoint, status, failures in (
-            ("begin_login", "GET", "/login", self._begin, 303, (503,)),
-            ("finish_login", "GET", "/login/callback", self._finish, 303, (401, 503)),
-            ("show_session", "GET", "/login/session", self._show, 200, (401,)),
-            ("logout", "POST", "/logout", self._end, 303, (401, 403)),
-        ):
-            responses: dict[int | str, dict[str, Any]] = {code: {"description": _FAILURES[code]} for code in failures}
-            self.router.add_api_route(
-                path,
-                endpoint,
-                methods=[method],
-                name=name,
-                status_code=status,
-                responses=responses,
-                response_class=Response,
-            )
+        self._add_route("show_session", "GET", "/login/session", self._show, 200, (401,))
+        self._add_route("logout", "POST", "/logout", self._end, 303, (401, 403))
+
+    def cookie(self, request: Request) -> str:
+        """The name of the session's cookie."""
+        return SESSION_COOKIE
+
+    def kept_as(self, cookie: str) -> str:
+        """What the store knows a session by: who reads the store cannot use what is in it."""
+        return hashlib.sha256(cookie.encode(errors="replace")).hexdigest()
 
     async def user(self, request: Request) -> User:
         """The user of a request's session, with the roles of the present policy.
@@ -116,6 +111,87 @@ class BrowserLogin:
             if not _same(sent, csrf):
                 raise NotPermittedError("The CSRF token is missing or not that of this session.")
         return self._policy().user(claims)
+
+    async def csrf(self, request: Request) -> str:
+        """The CSRF token of a request's session. Raises AuthenticationError without one."""
+        return (await self._session(request))[1]
+
+    async def _show(self, request: Request) -> Response:
+        """Who is logged in in this browser, and the CSRF token of the session."""
+        claims, csrf = await self._session(request)
+        user = self._policy().user(claims)
+        facts = {"key": user.key, "name": user.name, "groups": list(user.groups), "roles": sorted(user.roles)}
+        return _uncached(JSONResponse({"user": facts, CSRF_FIELD: csrf}))
+
+    async def _end(self, request: Request) -> Response:
+        """Log out of this service; the identity provider's own session stays."""
+        await self.user(request)
+        await self._sessions.delete(self.kept_as(request.cookies[self.cookie(request)]))
+        response = _uncached(RedirectResponse("/", 303))
+        _drop_cookie(response, self.cookie(request), self.secure)
+        return response
+
+    async def _session(self, request: Request) -> tuple[Claims, str]:
+        """Whose session a request has, and its CSRF token. Raises AuthenticationError without one."""
+        cookie = request.cookies.get(self.cookie(request), "")
+        value = await self._sessions.get(self.kept_as(cookie)) if cookie else None
+        if value is None:
+            raise AuthenticationError("Nobody is logged in in this browser.")
+        session = json.loads(value)
+        kept = session["claims"]
+        return Claims(**{**kept, "groups": tuple(kept["groups"]), "scopes": tuple(kept["scopes"])}), session["csrf"]
+
+    async def begin_session(self, request: Request, response: Response, claims: Claims) -> None:
+        """A new session under a new name; what this browser had before ends."""
+        if before := request.cookies.get(self.cookie(request)):
+            await self._sessions.delete(self.kept_as(before))
+        cookie = secrets.token_urlsafe(32)
+        session = json.dumps({"claims": asdict(claims), "csrf": secrets.token_urlsafe(32)})
+        await self._sessions.put(self.kept_as(cookie), session, self._clock() + self._seconds)
+        _set_cookie(response, self.cookie(request), cookie, self._seconds, self.secure)
+
+    def _add_route(
+        self, name: str, method: str, path: str, endpoint: Callable[..., Any], status: int, failures: tuple[int, ...]
+    ) -> None:
+        responses: dict[int | str, dict[str, Any]] = {code: {"description": _FAILURES[code]} for code in failures}
+        self.router.add_api_route(
+            path,
+            endpoint,
+            methods=[method],
+            name=name,
+            status_code=status,
+            responses=responses,
+            response_class=Response,
+        )
+
+
+class BrowserLogin(BrowserSessions):
+    """Login at an identity provider.
+
+    Attributes:
+        public_url: the service's address as browsers see it.
+        router: also `GET /login`, `GET /login/callback`.
+    """
+
+    def __init__(
+        self,
+        settings: AuthenticationSettings,
+        sessions: SessionStore,
+        policy: Callable[[], Policy],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Reads the client's secret; raises UsageError when that fails, and without `settings.login`."""
+        if settings.login is None:
+            raise UsageError("There are no settings for login with a browser.", "Add [authentication.login].")
+        super().__init__(sessions, policy, settings.login.session_hours * 3600, clock)
+        self._settings = settings.login
+        self.public_url = settings.login.public_url
+        issuer = next(issuer for issuer in settings.issuers if self._settings.issuer in ("", issuer.url))
+        self._provider = Provider(issuer)
+        self._verifier = Verifier(self._provider, (self._settings.client_id,), settings.clock_skew, clock)
+        self._secret = _client_secret(self._settings.client_secret_file)
+        self._add_route("begin_login", "GET", "/login", self._begin, 303, (503,))
+        self._add_route("finish_login", "GET", "/login/callback", self._finish, 303, (401, 503))
 
     async def _begin(self, next: str = "/") -> Response:
         """Send the browser to the identity provider. `next` is the page of this service to go on with."""
@@ -159,24 +235,9 @@ class BrowserLogin:
             answer = _refusal(401, f"{problem} Begin again at /login.")
         else:
             answer = _uncached(RedirectResponse(local_path(kept["next"]), 303))
-            await self._begin_session(request, answer, claims)
+            await self.begin_session(request, answer, claims)
         _drop_cookie(answer, LOGIN_COOKIE)
         return answer
-
-    async def _show(self, request: Request) -> Response:
-        """Who is logged in in this browser, and the CSRF token of the session."""
-        claims, csrf = await self._session(request)
-        user = self._policy().user(claims)
-        facts = {"key": user.key, "name": user.name, "groups": list(user.groups), "roles": sorted(user.roles)}
-        return _uncached(JSONResponse({"user": facts, CSRF_FIELD: csrf}))
-
-    async def _end(self, request: Request) -> Response:
-        """Log out of this service; the identity provider's own session stays."""
-        await self.user(request)
-        await self._sessions.delete(_key(request.cookies[SESSION_COOKIE]))
-        response = _uncached(RedirectResponse("/", 303))
-        _drop_cookie(response, SESSION_COOKIE)
-        return response
 
     @property
     def _redirect_uri(self) -> str:
@@ -216,25 +277,6 @@ class BrowserLogin:
             raise AuthenticationError("The identity provider contradicts itself.")
         return info
 
-    async def _session(self, request: Request) -> tuple[Claims, str]:
-        """Whose session a request has, and its CSRF token. Raises AuthenticationError without one."""
-        cookie = request.cookies.get(SESSION_COOKIE, "")
-        value = await self._sessions.get(_key(cookie)) if cookie else None
-        if value is None:
-            raise AuthenticationError("Nobody is logged in in this browser.")
-        session = json.loads(value)
-        kept = session["claims"]
-        return Claims(**{**kept, "groups": tuple(kept["groups"]), "scopes": tuple(kept["scopes"])}), session["csrf"]
-
-    async def _begin_session(self, request: Request, response: Response, claims: Claims) -> None:
-        """A new session under a new name; what this browser had before ends."""
-        if before := request.cookies.get(SESSION_COOKIE):
-            await self._sessions.delete(_key(before))
-        cookie, lifetime = secrets.token_urlsafe(32), self._settings.session_hours * 3600
-        session = json.dumps({"claims": asdict(claims), "csrf": secrets.token_urlsafe(32)})
-        await self._sessions.put(_key(cookie), session, self._clock() + lifetime)
-        _set_cookie(response, SESSION_COOKIE, cookie, lifetime)
-
 
 def local_path(path: str) -> str:
     """The path itself if a browser stays on this service with it, else `/`."""
@@ -242,11 +284,6 @@ def local_path(path: str) -> str:
     if not printable or len(path) > _LONGEST_PATH or not re.match(r"/(?![/\\])", path) or "\\" in path:
         return "/"
     return path
-
-
-def _key(cookie: str) -> str:
-    """What the store knows a session by: who reads the store cannot use what is in it."""
-    return hashlib.sha256(cookie.encode(errors="replace")).hexdigest()
 
 
 def _kept(cookie: str) -> dict[str, str]:
@@ -262,12 +299,12 @@ def _same(one: str, other: str) -> bool:
     return hmac.compare_digest(one.encode(errors="replace"), other.encode(errors="replace"))
 
 
-def _set_cookie(response: Response, name: str, value: str, seconds: int) -> None:
-    response.set_cookie(name, value, max_age=seconds, path="/", secure=True, httponly=True, samesite="lax")
+def _set_cookie(response: Response, name: str, value: str, seconds: int, secure: bool = True) -> None:
+    response.set_cookie(name, value, max_age=seconds, path="/", secure=secure, httponly=True, samesite="lax")
 
 
-def _drop_cookie(response: Response, name: str) -> None:
-    response.delete_cookie(name, path="/", secure=True, httponly=True, samesite="lax")
+def _drop_cookie(response: Response, name: str, secure: bool = True) -> None:
+    response.delete_cookie(name, path="/", secure=secure, httponly=True, samesite="lax")
 
 
 def _refusal(status: int, text: str) -> Response:

@@ -101,7 +101,7 @@ def show_model(name: Name, user: Server, service: TheService) -> ModelView:
 @router.get("/{name}/versions/{version}")
 def show_version(name: Name, version: Version, user: Server, service: TheService) -> ModelCard:
     """What a version is: manifest, measures and model card."""
-    folder = service.repository.path(_having(service.repository.find(user, name), version), version)
+    folder = service.repository.path(having(service.repository.find(user, name), version), version)
     try:
         texts = {}
         for file in (MANIFEST, "metrics.json", CARD):
@@ -117,7 +117,7 @@ def show_version(name: Name, version: Version, user: Server, service: TheService
 @router.get("/{name}/versions/{version}/bundle", response_class=StreamingResponse)
 def download_version(name: Name, version: Version, user: Server, service: TheService) -> Response:
     """Download a version as a tar.gz."""
-    facts = _having(service.repository.find(user, name), version)
+    facts = having(service.repository.find(user, name), version)
     packed = pack(service.repository.path(facts, version), facts.name)
     return StreamingResponse(
         packed, media_type="application/gzip", headers=attachment(f"{facts.name}-{version}.tar.gz")
@@ -154,12 +154,13 @@ def delete_model(name: Name, user: Submitter, service: TheService) -> Response:
 @router.delete("/{name}/versions/{version}", status_code=204)
 def delete_version(name: Name, version: Version, user: Submitter, service: TheService) -> Response:
     """Delete a version."""
-    facts = _having(_own(service, user, name), version)
+    facts = having(_own(service, user, name), version)
     service.repository.delete(facts.namespace, facts.name, version)
     return Response(status_code=204)
 
 
-def _having(facts: ModelFacts, version: int) -> ModelFacts:
+def having(facts: ModelFacts, version: int) -> ModelFacts:
+    """The facts of a model that has a version. Raises UnknownModelError."""
     if version not in facts.versions:
         raise UnknownModelError(facts.name, str(version))
     return facts

@@ -58,7 +58,8 @@ def control_plane() -> object:
     # gRPC has a port of its own, which is the inference server's
     serving = settings.serving.model_copy(update={"grpc_port": 0})
     inference = create_inference(settings.data / "repository", serving, identify, _processes(settings))
-    return create_app(settings, make_executor(settings.executor), identify, policies, inference)
+    executor = make_executor(settings.executor)
+    return create_app(settings, executor, identify, policies, inference, inference.predictions)
 
 
 def inference() -> object:

@@ -33,13 +33,14 @@ class Me(BaseModel):
 
 
 class KnownUser(BaseModel):
-    """Somebody who has submitted a job."""
+    """Somebody who has submitted a job, with the quota that the policy gave at the last submission."""
 
     key: str
     name: str
     issuer: str
     subject: str
     seen: str
+    quota: dict[str, int]
 
 
 class UserList(BaseModel):
@@ -73,7 +74,8 @@ def list_users(
     """Everybody who has submitted a job."""
     rows = service.submissions.users(cursor, limit)
     users = [
-        KnownUser(key=row.key, name=row.name, issuer=row.issuer, subject=row.subject, seen=row.seen) for row in rows
+        KnownUser(key=row.key, name=row.name, issuer=row.issuer, subject=row.subject, seen=row.seen, quota=row.quota)
+        for row in rows
     ]
     return UserList(users=users, next=rows[-1].key if len(rows) == limit else None)
 

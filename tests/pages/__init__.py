@@ -1,0 +1,1 @@
+"""Parts for the tests of the web pages, and what fetches the scripts that the pages ship."""
