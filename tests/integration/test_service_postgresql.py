@@ -14,14 +14,15 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, inspect, select
+from sqlalchemy import delete, func, inspect, select, update
 
 from mlaas4hep.errors import MlaasError
 from mlaas4hep.service.database import Base, JobRow, open_database
 from mlaas4hep.service.identity import Role, User
+from mlaas4hep.service.operation import dump, load
 from mlaas4hep.service.sessions import DatabaseSessions
 from mlaas4hep.service.settings import JobSettings
-from mlaas4hep.service.submissions import Submission
+from mlaas4hep.service.submissions import HANDED, Submission
 from tests.debian import lacking
 from tests.unit.mlaas4hep.service_parts import WORKFLOW, Processes, Running, ended, running, submit, tar_gz, upload
 
@@ -143,3 +144,25 @@ def test_a_database_that_does_not_answer_is_told_without_its_password(tmp_path: 
     assert "secret" not in str(failed.value)
     with pytest.raises(MlaasError, match="no URL"):
         open_database("nothing at all", tmp_path)
+
+
+def test_a_copy_is_one_state_of_the_database_and_is_put_back_with_its_jobs_interrupted(url: str, tmp_path: Path):
+    service = Running(tmp_path, Processes("sleep 600"), database=url)
+    alice = User("i", "alice", roles=frozenset({Role.SUBMIT}))
+    service.service.workspaces.replace(alice.key, "w", BytesIO(tar_gz(WORKFLOW)), lambda _: 2**40)
+    first, second = (service.service.submissions.submit(alice, Submission(workspace="w")).key for _ in range(2))
+    with service.service.database.write() as session:
+        session.execute(update(JobRow).where(JobRow.key == first).values(phase=HANDED, state="running", attempt=1))
+    assert dump(service.settings, tmp_path / "copy")["kind"] == "postgresql"
+    with service.service.database.write() as session:
+        session.execute(delete(JobRow))
+    service.service.dispatcher.stop()
+    service.service.database.close()
+    assert load(service.settings, tmp_path / "copy", "Restored.") == {"interrupted": [first]}
+    database = open_database(url, tmp_path)
+    with database.read() as session:
+        rows = session.execute(select(JobRow.key, JobRow.state, JobRow.reason).order_by(JobRow.id)).all()
+    database.close()
+    assert [tuple(row) for row in rows] == [(first, "interrupted", "Restored."), (second, "queued", "")]
+    with pytest.raises(MlaasError, match="no copy of a postgresql database"):
+        load(service.settings, tmp_path, "")
