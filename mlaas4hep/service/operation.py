@@ -1,6 +1,6 @@
 """What an administrator's programs ask of the service beside HTTP: its jobs, and copies of its database.
 
-    python -m mlaas4hep.service.operation running                jobs that run, as JSON
+    python -m mlaas4hep.service.operation running [SECONDS]      jobs that run, once none does or after SECONDS, as JSON
     python -m mlaas4hep.service.operation dump FOLDER            a consistent copy of the database, while it is used
     python -m mlaas4hep.service.operation load FOLDER REASON     the copy becomes the database of a stopped service
 
@@ -15,6 +15,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from mlaas4hep.service.settings import Settings, load_settings
 from mlaas4hep.service.submissions import ENDED, HANDED, HANDING
 
 FACTS = "database.json"
+_LOOK_SECONDS = 2.0
 _SQLITE = "service.sqlite"
 _POSTGRESQL = "service.pgdump"
 
@@ -44,6 +46,14 @@ def running(settings: Settings) -> list[dict[str, str]]:
         found = [{"id": row.key, "user": row.user_key, "started": row.started} for row in rows]
     over_ssh = [job for job in all_jobs(settings.data / "jobs") if held(job.folder)]
     return found + [{"id": job.identifier, "user": "", "started": job.submitted} for job in over_ssh]
+
+
+def wait(settings: Settings, seconds: float) -> list[dict[str, str]]:
+    """Wait until no job runs, for at most so many seconds; the jobs that still run."""
+    end = time.monotonic() + seconds
+    while (found := running(settings)) and time.monotonic() < end:
+        time.sleep(min(_LOOK_SECONDS, max(0.0, end - time.monotonic())))
+    return found
 
 
 def dump(settings: Settings, folder: Path) -> dict[str, Any]:
@@ -140,8 +150,8 @@ def main(words: list[str]) -> int:
     try:
         settings = load_settings()
         match words:
-            case ["running"]:
-                print(json.dumps(running(settings)))
+            case ["running", *seconds] if len(seconds) <= 1:
+                print(json.dumps(wait(settings, float(seconds[0]) if seconds else 0)))
             case ["dump", folder]:
                 print(json.dumps(dump(settings, Path(folder))))
             case ["load", folder, reason]:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from mlaas4hep.service import operation
 from mlaas4hep.service.draining import FILE, DrainedError, drain_of
 from mlaas4hep.service.jobs import create_job, home
 from mlaas4hep.service.submissions import Submission
 from tests.unit.mlaas4hep.service_parts import (
     ALICE,
+    PATIENCE,
     WORKFLOW,
     Processes,
     Running,
@@ -102,3 +104,16 @@ def test_a_job_over_ssh_is_refused_too(workflow_folder: Path):
     assert not (home() / "jobs").exists() or not list((home() / "jobs").iterdir())
     (home() / FILE).unlink()
     assert create_job(workflow_folder).identifier == "workflow_1"
+
+
+def test_jobs_that_run_are_waited_for_and_told(tmp_path: Path):
+    with running(
+        tmp_path, "until [ -e go ]; do sleep 0.02; done; mkdir model; echo '{}' > model/bundle.json"
+    ) as service:
+        client = service.client()
+        upload(client)
+        key = submit(client)["id"]
+        until(lambda: client.get(f"/api/v1/jobs/{key}").json(), lambda job: job["state"] == "running")
+        assert [job["id"] for job in operation.wait(service.settings, 0)] == [key]
+        (service.settings.data / "jobs" / key / "go").touch()
+        assert operation.wait(service.settings, PATIENCE) == []
