@@ -33,11 +33,13 @@ BOOT_SECONDS = 30
 STOP_SECONDS = 30
 GROUP_SECONDS = 3
 
+# Letting go of standard input tells that the loop runs, and can be found by its command line.
 # Each boot joins the control groups $1 by itself, for they must hold no other process. Status 133 asks for a reboot.
 # The boot of a reboot that fails (a status of its own, no signal) is tried again: what it lacks, of which other
 # machines took more for a moment, may be free again. After any other end nothing of the machine may live on: its PID 1
 # would, were systemd-nspawn killed.
 _LOOP = """
+exec </dev/null
 groups=$1
 shift
 left=0
@@ -180,16 +182,7 @@ def boot(machine: Machine, share: Share) -> Process:
     halt(machine)
     _set_limits(machine, share)
     groups = " ".join(str(folder) for folder in machine.groups)
-    with machine.console.open("wb") as console:
-        subprocess.run(
-            ["setsid", "--fork", "sh", "-c", _LOOP, machine.name, groups, *_command(machine, share)],
-            stdin=subprocess.DEVNULL,
-            stdout=console,
-            stderr=console,
-            env=ENVIRONMENT | {"SYSTEMD_NSPAWN_TMPFS_TMP": "0"},  # /tmp on disk: large installations need room there
-            cwd="/",
-            check=True,
-        )
+    _detach(["sh", "-c", _LOOP, machine.name, groups, *_command(machine, share)], machine.console)
     deadline = time.monotonic() + BOOT_SECONDS
     while not (first := init(machine)):
         if time.monotonic() > deadline or not starting(machine):
@@ -201,9 +194,26 @@ def boot(machine: Machine, share: Share) -> Process:
     return first
 
 
+def _detach(words: Sequence[str], console: Path) -> None:
+    """Run a command in a session of its own, and return when it has let go of its standard input."""
+    here, there = os.pipe()
+    with console.open("wb") as output, os.fdopen(here, "rb") as begun:
+        with os.fdopen(there, "wb") as held:
+            subprocess.run(
+                ["setsid", "--fork", *words],
+                stdin=held,
+                stdout=output,
+                stderr=output,
+                env=ENVIRONMENT | {"SYSTEMD_NSPAWN_TMPFS_TMP": "0"},  # /tmp on disk: installations need room there
+                cwd="/",
+                check=True,
+            )
+        begun.read()
+
+
 def _starters(machine: Machine) -> list[Process]:
     """The loop that boots the machine, and systemd-nspawn: the processes with its name in their command line."""
-    option, programs = f"--machine={machine.name}", {"sh", "systemd-run", "systemd-nspawn"}
+    option, programs = f"--machine={machine.name}", {"setsid", "sh", "systemd-run", "systemd-nspawn"}
     return [p for p in processes() if option in p.words and Path(p.words[0]).name in programs]
 
 

@@ -247,6 +247,12 @@ def test_a_machine_that_nobody_uses_powers_itself_off_and_is_started_again(cloud
         assert remote.run(["systemctl", "is-system-running", "--wait"]).strip() == "running"
 
 
+def test_what_is_started_detached_runs_before_anybody_looks_for_it(tmp_path: Path):
+    words = ["sh", "-c", f"sleep 0.2; touch {tmp_path}/runs; exec </dev/null"]
+    _container._detach(words, tmp_path / "console")
+    assert (tmp_path / "runs").exists()
+
+
 @pytest.mark.machine
 def test_a_killed_machine_is_seen_and_repaired(cloud: LocalCloud, machine: Platform):
     first = first_process(cloud, machine)
