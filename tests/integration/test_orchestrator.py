@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,18 @@ import yaml
 
 from provision import cli
 from provision.cli import context
+from provision.clouds.base import LOGIN_USER
 from provision.configure import MARKER
 from provision.errors import ProvisionError, UsageError
 from provision.framework import Framework
-from provision.record import Home
+from provision.record import Folder, Home
 from provision.remote import Remote
 from provision.spec import make_spec
 from provision.tosca import orchestrator
 from provision.tosca.deployed import address_of
 from provision.tosca.orchestrator import MARK, Deployment, Orchestrator, PassingError, cause_of, checked_url
 from provision.tosca.render import BASIC_TYPES, TYPES, Portfolio, render
+from tests.conftest import long
 from tests.debian import lacking
 from tests.federation.agent import PROGRAMS, Agent, oidc_agent
 from tests.oidc.fixtures import need_provider
@@ -131,18 +135,13 @@ def machine(paas: StandIn, sshd: Sshd, user_home: Path, tmp_path: Path, monkeypa
     ssh = user_home / ".ssh"
     ssh.mkdir(mode=0o700)
     programs, there = tmp_path / "bin", tmp_path / "there"
-    real = {name: shutil.which(name) for name in ("ssh", "ssh-keygen", "cat")}
+    real = {name: shutil.which(name) for name in ("ssh", "cat")}
     # OpenSSH finds its files by the user database: point it to this test's home, and to the server's port
-    ours, keygen = f"exec {real['ssh']}", f"exec {real['ssh-keygen']}"
-    scripts = {
-        programs / "ssh": f'case " $* " in *" -F "*) {ours} "$@" ;; esac\n{ours} -o Port={sshd.port} "$@"',
-        programs / "ssh-keygen": f'[ "$1" = -F ] && {keygen} "$@" -f {ssh}/known_hosts\n{keygen} "$@"',
-        there / "cat": f'[ "$1" = {MARKER} ] && echo \'{{"digest": "v1.0.0"}}\' && exit\nexec {real["cat"]} "$@"',
-    }
-    for path, script in scripts.items():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
+    ours = f"exec {real['ssh']}"
+    wrap(programs, "ssh", f'case " $* " in *" -F "*) {ours} "$@" ;; esac\n{ours} -o Port={sshd.port} "$@"')
+    wrap(programs, "ssh-keygen", known_in(ssh / "known_hosts"))
+    said = 'echo \'{"digest": "v1.0.0"}\''
+    wrap(there, "cat", f'[ "$1" = {MARKER} ] && {said} && exit\nexec {real["cat"]} "$@"')
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
 
     def deployed(parameters: dict[str, Any]) -> None:
@@ -152,6 +151,19 @@ def machine(paas: StandIn, sshd: Sshd, user_home: Path, tmp_path: Path, monkeypa
 
     paas.deployed, paas.address = deployed, "127.0.0.1"
     return sshd
+
+
+def wrap(folder: Path, name: str, script: str) -> None:
+    """A program that a script stands before."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def known_in(known_hosts: Path) -> str:
+    """A script that has ssh-keygen look for host keys in that file."""
+    real = f"exec {shutil.which('ssh-keygen')}"
+    return f'[ "$1" = -F ] && {real} "$@" -f {known_hosts}\n{real} "$@"'
 
 
 def see_host_key(machine: Sshd, user_home: Path) -> None:
@@ -202,6 +214,51 @@ def test_a_deployment_becomes_a_platform(
     assert paas.tokens and not any(token in written for token in paas.tokens)
     provision("delete", "higgs", "--yes")
     assert paas.made == {} and Home().folders() == []
+
+
+@pytest.fixture
+def base(paas: StandIn, computer_with_machines: None, provision: Provision) -> Iterator[Folder]:
+    """A machine of this computer with all roles; stands for one that the orchestrator would make."""
+    provision("create", "base", "--cloud", "local", "--yes")
+    yield Home().folder("base")
+    provision("delete", "base", "--yes")
+
+
+@long
+@pytest.mark.machine
+def test_a_deployed_machine_is_worked_on_like_any_other(
+    paas: StandIn,
+    base: Folder,
+    user_home: Path,
+    rendered: Path,
+    tmp_path: Path,
+    provision: Provision,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    paas.address = str(json.loads(provision("show", "base", "--json"))["access"]["host"])
+
+    def deployed(parameters: dict[str, Any]) -> None:
+        (user,) = parameters["users"]
+        with Remote(base) as remote:
+            words = ["sh", "-c", 'echo "$1" >>~/.ssh/authorized_keys', "sh", user["os_user_ssh_public_key"]]
+            remote.run(words)
+
+    paas.deployed = deployed
+    known = user_home / "known_hosts"
+    known.write_text(f"{paas.address} {base.known_hosts.read_text().partition(' ')[2]}")
+    wrap(tmp_path / "bin", "ssh-keygen", known_in(known))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    provision("orchestrator", "submit", str(rendered / "personal"), "--user", LOGIN_USER, "--yes")
+    folder = tmp_path / "training"
+    subprocess.run([Path(sys.executable).parent / "mlaas4hep", "example-data", folder, "--events", "2000"], check=True)
+    assert "test auc" in provision("train", "higgs", str(folder))
+    provision("fetch", "higgs", "--to", str(tmp_path / "model"))
+    assert (tmp_path / "model" / "metrics.json").exists()
+    assert "BAD" not in provision("doctor", "higgs")
+    rows = {row["name"]: row for row in json.loads(provision("list", "--json"))}
+    assert (rows["higgs"]["machine"], rows["higgs"]["state"]) == ("running", "ready")
+    provision("delete", "higgs", "--yes")
+    assert paas.made == {} and [folder.name for folder in Home().folders()] == ["base"]
 
 
 def test_a_machine_with_another_host_key_is_not_trusted(
