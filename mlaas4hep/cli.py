@@ -24,7 +24,6 @@ app = typer.Typer(
     name="mlaas4hep",
     help="Train machine-learning models straight from ROOT files, and predict with them.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -9,13 +9,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from docs.generator.commands import Line, commands, mistake
+from docs.generator.commands import Line, commands, mistake, written
 from docs.generator.man import write_man_pages
 from docs.generator.site import build
+from mlaas4hep.cli import app as mlaas4hep_app
+from provision.cli import app as provision_app
 from tests.conftest import REPOSITORY
 from tests.debian import lacking
 
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 FETCHED = re.compile(r"<(?:link|script|img|iframe|source)\b[^>]*?(?:src|href)=[\"']?(?:https?:)?//[^ >]*")
 
 
@@ -42,6 +47,11 @@ def test_lock_files_agree() -> None:
     }
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
+def test_the_command_line_understands_every_command_of_a_page(page: Path) -> None:
+    assert not [f"{line.where} {line.text}: {wrong}" for line in written(page) if (wrong := mistake(line))]
+
+
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
@@ -59,6 +69,26 @@ def test_lock_files_agree() -> None:
 def test_what_the_command_line_would_refuse_is_told(text: str, wrong: str) -> None:
     found = mistake(Line("here", text, whole=True))
     assert wrong in found if wrong else not found
+
+
+@pytest.mark.parametrize(
+    ("app", "words", "offered"),
+    [
+        (provision_app, "provision cr", ["create"]),
+        (provision_app, "provision image ", ["build", "list", "delete"]),
+        (provision_app, "provision create --idle", ["--idle-stop"]),
+        (mlaas4hep_app, "mlaas4hep client mod", ["models"]),
+    ],
+)
+def test_a_shell_completes_commands_and_options(app: typer.Typer, words: str, offered: list[str]) -> None:
+    name, *typed = words.split(" ")
+    environment = {
+        f"_{name.upper()}_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(typed)),
+    }
+    done = CliRunner().invoke(app, [], prog_name=name, env=environment)
+    assert done.output.split() == offered
 
 
 def test_every_command_has_a_man_page_that_groff_takes(tmp_path: Path) -> None:
