@@ -257,6 +257,8 @@ def _example(schema: Schema) -> dict[str, Any]:
             event[branch.name] = {column.member: value for column, value in zip(columns, values, strict=True)}
         elif branch.kind is Kind.FIXED:
             event[branch.name] = values
+        elif branch.kind is Kind.BOOL:
+            event[branch.name] = True
         else:
             event[branch.name] = values[0] if values else 0.0
     return event

@@ -7,7 +7,8 @@
   const mostCharacters = 2 ** 20; // that the page keeps
   let kept = log.textContent.length;
 
-  function append(text) {
+  function append(piece) {
+    const text = piece.slice(-mostCharacters);
     log.append(text);
     kept += text.length;
     while (kept > mostCharacters && log.childNodes.length > 1) {
@@ -55,36 +56,6 @@
   }
 
   if (follow.checked) log.scrollTop = log.scrollHeight;
-  }
-
-  function ended() {
-    const state = document.getElementById('state');
-    if (state) htmx.trigger(state, 'ended');
-  }
-
-  // the browser goes on by itself where a connection broke off; what the service refuses is asked for again later
-  function listen(address, take) {
-    let last = '';
-    function connect() {
-      const url = new URL(address, location.href);
-      if (last) url.searchParams.set('offset', last);
-      const source = new EventSource(url);
-      source.addEventListener('message', (event) => {
-        last = event.lastEventId;
-        take(JSON.parse(event.data));
-      });
-      source.addEventListener('end', () => {
-        source.close();
-        ended();
-      });
-      source.addEventListener('error', () => {
-        if (source.readyState === EventSource.CLOSED) setTimeout(connect, 5000);
-      });
-      addEventListener('pagehide', () => source.close());
-    }
-    connect();
-  }
-
   if (follow.checked) log.scrollTop = log.scrollHeight;
   // the page has the end of the log already: the stream begins where that began
   if (!('ended' in log.dataset)) {
@@ -116,7 +87,7 @@
     holder.className = 'plot';
     holder.dataset.measure = kind;
     plots.append(holder);
-    const axis = { stroke: () => colour('--soft'), grid: { stroke: () => colour('--rule') }, ticks: { stroke: () => colour('--rule') } };
+    const axis = { stroke: () => colour('--soft'), grid: { stroke: () => colour('--rule'), width: 1 }, ticks: { stroke: () => colour('--rule'), width: 1 } };
     const series = names.map((name, place) => ({
       label: name,
       stroke: () => colour(colours[place % colours.length]),
