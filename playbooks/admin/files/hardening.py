@@ -76,7 +76,14 @@ def accounts(passwd, shadow):
 
 
 def firewall(table, enabled, ports):
-    """From `nft list chain`, whether its unit is enabled, and the ports at which something listens for others."""
+    """From `nft list chain`, whether its unit is enabled, and the ports at which something listens for others.
+
+    table: None where the machine may not set rules.
+    """
+    asked = "the firewall drops what is not admitted", "the firewall is loaded at each start"
+    if table is None:
+        found = "this machine may not set rules: the firewall is its host's"
+        return [item(NETWORK, words, None, found) for words in asked]
     held = "policy drop" in table
     admitted = set()
     for line in table.splitlines():
@@ -91,10 +98,10 @@ def firewall(table, enabled, ports):
         f"open {', '.join(map(str, sorted(admitted)))}; listening behind it {', '.join(map(str, closed)) or 'nothing'}"
     )
     return [
-        item(NETWORK, "the firewall drops what is not admitted", held, found if held else "no table `platform`"),
+        item(NETWORK, asked[0], held, found if held else "no table `platform`"),
         item(
             NETWORK,
-            "the firewall is loaded at each start",
+            asked[1],
             enabled,
             "enabled" if enabled else "platform-firewall.service is not enabled",
         ),
@@ -113,9 +120,9 @@ def listening(texts):
     return found
 
 
-def updates(settings, simulated):
-    """From `apt-config dump` and `apt-get --simulate upgrade`."""
-    on = 'APT::Periodic::Unattended-Upgrade "1"' in settings
+def updates(settings, timed, simulated):
+    """From `apt-config dump`, whether the timer runs, and `apt-get --simulate upgrade`."""
+    on = timed and 'APT::Periodic::Unattended-Upgrade "1"' in settings
     waiting = [line.split()[1] for line in simulated.splitlines() if line.startswith("Inst ") and "ecurity" in line]
     few = ", ".join(waiting[:5]) + (f" and {len(waiting) - 5} more" if len(waiting) > 5 else "")
     return [
@@ -172,7 +179,9 @@ def main():
     jail = run("fail2ban-client", "status", "sshd")[0] == 0
     journal = Path("/var/log/journal").is_dir() or Path("/var/log/auth.log").is_file()
     waiting = Path("/run/reboot-required").exists()
-    _, table = run("nft", "list", "chain", "inet", "platform", "input")
+    timed = run("systemctl", "is-active", "--quiet", "apt-daily-upgrade.timer")[0] == 0
+    denied = run("nft", "list", "tables")[0] not in (0, None)
+    table = None if denied else run("nft", "list", "chain", "inet", "platform", "input")[1]
     enabled = run("systemctl", "is-enabled", "--quiet", "platform-firewall.service")[0] == 0
     nets = [Path(path).read_text() for path in ("/proc/net/tcp", "/proc/net/tcp6") if Path(path).exists()]
     items = [
@@ -185,7 +194,7 @@ def main():
             "fail2ban watches sshd" if jail else "fail2ban does not watch sshd",
         ),
         *firewall(table, enabled, listening(nets)),
-        *updates(run("apt-config", "dump")[1], run("apt-get", "--simulate", "--quiet", "upgrade")[1]),
+        *updates(run("apt-config", "dump")[1], timed, run("apt-get", "--simulate", "--quiet", "upgrade")[1]),
         item(
             VULNERABILITIES,
             "what was updated is in use",

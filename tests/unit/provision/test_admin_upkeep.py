@@ -113,6 +113,7 @@ def test_the_checklist_tells_what_does_not_hold(tmp_path: Path, monkeypatch: pyt
     ]
     updates = checklist.updates(
         'APT::Periodic::Unattended-Upgrade "1";',
+        True,
         "Inst openssl [3.0.1] (3.0.2 Debian-Security:12/stable-security [amd64])\nInst nano [7] (8 Debian:12)\n",
     )
     assert [(item["good"], item["words"]) for item in updates] == [(True, "every day"), (False, "openssl")]
@@ -129,6 +130,7 @@ def test_the_checklist_compares_the_firewall_with_what_listens(monkeypatch: pyte
     assert held["good"] and held["words"] == "open 22, 443; listening behind it 8888"
     assert not loaded["good"]
     assert not checklist.firewall("", True, ports)[0]["good"]
+    assert [item["known"] for item in checklist.firewall(None, False, ports)] == [False, False]
 
 
 def test_the_checklist_finds_secrets_that_others_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
