@@ -34,6 +34,7 @@ CALLBACK = f"{AUDIENCE}/login/callback"
 ACCOUNTS = {
     "alice": {"name": "Alice", "groups": ["/cms", "/cms/higgs"]},
     "bob": {"name": "Bob", "groups": ["/atlas"]},
+    "carol": {"name": "Carol", "groups": ["/cms"]},
     "root": {"name": "The administrator", "groups": ["/admins"]},
 }
 _DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
