@@ -15,7 +15,7 @@ from typer.main import get_command
 from mlaas4hep.cli import app as mlaas4hep_app
 from provision.cli import app as provision_app
 
-ROOTS = {"provision": get_command(provision_app), "mlaas4hep": get_command(mlaas4hep_app)}
+ROOTS: dict[str, Any] = {"provision": get_command(provision_app), "mlaas4hep": get_command(mlaas4hep_app)}
 _FENCE = re.compile(r"^ *```(\w*)(.*)$")
 _SPAN = re.compile(r"`((?:provision|mlaas4hep) [^`]+)`")
 _ENDS = {"|", ">", ">>", "<", "&&", "||", ";", "&"}
@@ -54,7 +54,8 @@ def commands(root: str) -> Iterator[Command]:
 
 def _below(command: Any, words: tuple[str, ...]) -> Iterator[Command]:
     context = typer.Context(command, info_name=" ".join(words))
-    arguments, options = [], []
+    arguments: list[tuple[str, str]] = []
+    options: list[tuple[str, str]] = []
     for parameter in command.get_params(context):
         if (record := parameter.get_help_record(context)) is not None:
             (arguments if parameter.param_type_name == "argument" else options).append(record)

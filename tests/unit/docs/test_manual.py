@@ -33,7 +33,15 @@ def test_the_site_is_built_without_a_warning_and_fetches_nothing_from_elsewhere(
     assert len(pages) > 20
     for page in pages:
         assert not FETCHED.findall(page.read_text(encoding="utf-8")), page
+    for sheet in tmp_path.rglob("*.css"):
+        assert not re.search(r"(?:url\(|@import )[\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet
     assert (tmp_path / "search" / "search_index.json").stat().st_size > 100_000
+
+
+def test_files_that_the_readme_links_to_are_there() -> None:
+    links = re.findall(r"\]\(([^):#]+)", (REPOSITORY / "README.md").read_text(encoding="utf-8"))
+    assert len(links) > 10
+    assert not [link for link in links if not (REPOSITORY / link).exists()]
 
 
 def test_lock_files_agree() -> None:

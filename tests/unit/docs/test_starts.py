@@ -16,6 +16,10 @@ BLOCK = re.compile(r"^```sh runs\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [page for page in sorted((REPOSITORY / "docs").rglob("*.md")) if BLOCK.search(page.read_text(encoding="utf-8"))]
 
 
+def test_starts_without_a_machine_have_blocks_that_run() -> None:
+    assert {"physicist", "integrator"} <= {page.stem for page in PAGES}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_marked_blocks_run(page: Path, user_home: Path, tmp_path: Path) -> None:
     folder = tmp_path / "work"
