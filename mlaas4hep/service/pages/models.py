@@ -171,8 +171,13 @@ def _address(request: Request, service: Service) -> str:
 
 def _curl(address: str, name: str, events: str) -> str:
     url = f"{address}/v2/models/{quote(name)}/events"
-    words = ('curl -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json"', shlex.quote(url))
-    return f"{' '.join(words)} \\\n  -d {shlex.quote(_compact(events))}"
+    lines = (
+        'curl -H "Authorization: Bearer $TOKEN"',
+        '-H "Content-Type: application/json"',
+        f"-d {shlex.quote(_compact(events))}",
+        shlex.quote(url),
+    )
+    return " \\\n  ".join(lines)
 
 
 def _python(address: str, name: str, events: str) -> str:
