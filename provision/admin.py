@@ -259,9 +259,9 @@ def chosen(home: Home, names: Sequence[str], limit: str = "", unready: bool = Fa
             raise UsageError(f"There is no platform {name!r}.", "`provision list` shows what there is.")
     records = {name: folder.load() for name, folder in known.items()}
     ready = {n: known[n] for n, record in records.items() if record.state == "ready" or (unready and record.access)}
-    if unready := [name for name in names if name not in ready]:
+    if missing := [name for name in names if name not in ready]:
         raise UsageError(
-            f"The platform {unready[0]} is not ready.", f"`provision create {unready[0]}` without --bare makes it so."
+            f"The platform {missing[0]} is not ready.", f"`provision create {missing[0]}` without --bare makes it so."
         )
     words = [word.strip() for word in limit.split(",") if word.strip()]
     unwanted = [word[1:] for word in words if word.startswith("!")]
