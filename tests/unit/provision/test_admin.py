@@ -69,6 +69,10 @@ def test_platforms_that_cannot_be_meant_are_refused(home: Home, names: list[str]
         chosen(home, names, limit)
 
 
+def test_a_platform_that_is_not_configured_can_be_looked_at(home: Home):
+    assert [folder.name for folder in chosen(home, ["raw"], unready=True)] == ["raw"]
+
+
 VERB = Verb(
     "try",
     "Try.",
