@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from provision.record import Home
+from provision.record import Folder, Home
 from provision.remote import Remote
 from provision.uninstall import installed, uninstall
 from tests.conftest import REPOSITORY, Command
@@ -89,6 +89,22 @@ def the_shared_service_serves_its_users(provision: Command, provider: OidcProvid
         service.lets_a_browser_log_in("alice", "higgs")
 
 
+def no_secret_is_on_the_machine(folder: Folder, secrets: list[str]) -> None:
+    """No file holds a secret of the cloud, and the host key that came with the user-data is not in force any more."""
+    with Remote(folder) as remote:
+        told = remote.run(["sudo", "cat", "/var/lib/cloud/instance/user-data.txt"])
+        _, key, *_ = yaml.safe_load(told)["ssh_keys"]["ed25519_public"].split()
+        assert key not in remote.run(["sh", "-c", "cat /etc/ssh/ssh_host_*_key.pub"])
+
+        def files_with(*texts: str) -> str:
+            words = ["--recursive", "--devices=skip", "--files-with-matches", "--fixed-strings", "--file=-"]
+            places = ["/etc", "/home", "/root", "/run", "/tmp", "/var"]
+            return remote.run(["sudo", "grep", *words, *places], stdin="\n".join(texts), check=False)
+
+        assert files_with(*secrets) == ""
+        assert "/var/lib/cloud/" in files_with(told.splitlines()[0])
+
+
 @pytest.mark.cloud
 def test_create_train_fetch_and_delete_on_openstack(user_home: Path, openstack_cloud: TestCloud, tmp_path: Path):
     provision = Command(user_home, OS_CLIENT_CONFIG_FILE=str(openstack_cloud.config))
@@ -121,6 +137,7 @@ def test_create_train_fetch_and_delete_on_openstack(user_home: Path, openstack_c
     everything = provision.logs()
     assert not [secret for secret in secrets if secret in everything]
     assert "PRIVATE KEY" not in everything
+    no_secret_is_on_the_machine(Home(provision.home / "provision").folder("whole"), secrets)
     provision("delete", "whole", "--yes")
     assert listing(openstack_cloud) == before
 
@@ -198,8 +215,16 @@ class TestOnThisComputer:
         subprocess.run(["mlaas4hep", "example-data", folder, "--events", "2000"], env=ready.environment, check=True)
         assert "local" in ready("client", "here", "me", "--json")
         job = json.loads(ready("client", "here", "submit", str(folder), "--json"))
-        ready("client", "here", "logs", "-f", job["id"])
+        # a job survives its service
+        ready("ssh", "here", "--", "sudo", "systemctl", "kill", "--signal=KILL", "--kill-whom=all", "mlaas4hep.service")
+
+        def has_ended() -> bool:
+            told = ready.run("client", "here", "status", job["id"], "--json")
+            return told.returncode == 0 and json.loads(told.stdout)["state"] not in ("queued", "running")
+
+        wait_until(has_ended)
         assert json.loads(ready("client", "here", "status", job["id"], "--json"))["state"] == "finished"
+        assert "epoch" in ready("client", "here", "logs", job["id"])
         assert "probabilities" in ready("client", "here", "predict", "served", str(folder / "event.json"))
 
     def test_a_training_goes_on_without_connection_and_can_be_cancelled(self, ready: Command, tmp_path: Path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, long
 from tests.virtual import machine
 
 pytestmark = pytest.mark.machine
@@ -21,7 +21,8 @@ def test_there_are_scenarios():
     assert SCENARIOS == ["mlaas4hep", "service", "slurm", "system"]
 
 
-@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name != "slurm"])
+# tests/e2e has a personal platform made, changed and used in any case
+@pytest.mark.parametrize("scenario", [pytest.param("mlaas4hep", marks=long), "service", "system"])
 def test_scenario(scenario: str, tmp_path: Path, computer_with_machines: None):
     run_molecule(scenario, PROVISION_HOME=str(tmp_path))
     assert not (tmp_path / "platforms").exists() or list((tmp_path / "platforms").iterdir()) == []
