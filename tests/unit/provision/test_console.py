@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from provision.console import Console
+from provision.console import Console, _ToLog
 from provision.errors import ProvisionError
 from provision.redact import redact, register
 
@@ -18,8 +18,10 @@ from provision.redact import redact, register
 def console(tmp_path: Path) -> Iterator[Console]:
     root = logging.getLogger()
     before = list(root.handlers)
+    # commands that other tests ran in this process have had consoles of their own
+    root.handlers[:] = [handler for handler in before if not isinstance(handler, _ToLog)]
     yield Console(tmp_path / "logs")
-    root.handlers[:] = [handler for handler in root.handlers if handler in before]
+    root.handlers[:] = before
 
 
 def test_registered_secrets_are_masked_everywhere(console: Console, capsys, tmp_path: Path):
