@@ -210,7 +210,7 @@ class TestOnThisComputer:
     @pytest.mark.parametrize("unit", ["prometheus-node-exporter", "prometheus"])
     def test_what_is_killed_comes_back(self, unit: str, remote: Remote):
         before = property_of(remote, unit, "MainPID")
-        remote.run(["sudo", "systemctl", "kill", "--signal=KILL", unit])
+        remote.run(["sudo", "systemctl", "kill", "--signal=KILL", "--kill-whom=main", unit])
         patiently(lambda: property_of(remote, unit, "MainPID"), lambda found: found not in ("0", before))
         patiently(lambda: health(remote), lambda found: found.get("node") == "up")
 
