@@ -216,7 +216,8 @@ class TestOnThisComputer:
         assert "local" in ready("client", "here", "me", "--json")
         job = json.loads(ready("client", "here", "submit", str(folder), "--json"))
         # a job survives its service
-        ready("ssh", "here", "--", "sudo", "systemctl", "kill", "--signal=KILL", "--kill-whom=main", "mlaas4hep.service")
+        kill = ["systemctl", "kill", "--signal=KILL", "--kill-whom=main", "mlaas4hep.service"]
+        ready("ssh", "here", "--", "sudo", *kill)
 
         def has_ended() -> bool:
             told = ready.run("client", "here", "status", job["id"], "--json")
