@@ -98,7 +98,7 @@ def no_secret_is_on_the_machine(folder: Folder, secrets: list[str]) -> None:
 
         def files_with(*texts: str) -> str:
             words = ["--recursive", "--devices=skip", "--files-with-matches", "--fixed-strings", "--file=-"]
-            places = ["/etc", "/home", "/root", "/run", "/tmp", "/var"]
+            places = ["/etc", "/home", "/root", "/tmp", "/var"]
             return remote.run(["sudo", "grep", *words, *places], stdin="\n".join(texts), check=False)
 
         assert files_with(*secrets) == ""
