@@ -14,6 +14,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from mlaas4hep.data.remote import load_xrootd
+from provision.cli import context
 from provision.clouds import _computer, _network
 from provision.errors import ProvisionError
 
@@ -110,6 +111,9 @@ def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PROVISION_HOME", str(home / "provision"))
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    # a command keeps them, and some tests run commands in this process
+    context.home.cache_clear()
+    context.console.cache_clear()
     return home
 
 
