@@ -124,7 +124,7 @@ def _wishes() -> str:
 
     lines = ["# Spec files and parameters\n", _MADE, "## A spec file of a platform\n"]
     lines.append("YAML, for `provision create --spec FILE`; an option of the command wins over it.\n")
-    lines += [f"{_plain(text)}\n" for text in inspect.getdoc(PlatformSpec).split("\n\n")]  # type: ignore[union-attr]
+    lines += [f"{_plain(text)}\n" for text in (inspect.getdoc(PlatformSpec) or "").split("\n\n")]
     options = {p.name: p.help for p in ROOTS["provision"].commands["create"].params}
     meanings = {
         name: options.get(name) or options.get(name.removesuffix("s"), "") for name in PlatformSpec.model_fields

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from pydantic import BaseModel
 
@@ -113,8 +113,7 @@ def _said(words: list[str]) -> bytes:
     timer = threading.Timer(2 * _SECONDS, process.kill)
     timer.start()
     try:
-        assert process.stdout is not None  # noqa: S101  (for the type checker)
-        return process.stdout.read(_LARGEST_ANSWER)
+        return cast("IO[bytes]", process.stdout).read(_LARGEST_ANSWER)
     finally:
         timer.cancel()
         process.kill()

@@ -268,13 +268,13 @@ ASKED = (
 
 def test_a_new_token_counts_and_the_former_one_does_not(platform: Platform):
     token = "/var/lib/mlaas4hep/token"
-    platform.root(f"cp {token} /root/former")
-    assert platform.root(ASKED.replace("FILE", "/root/former")) == "200"
+    platform.root(f"cp {token} /run/former")
+    assert platform.root(ASKED.replace("FILE", "/run/former")) == "200"
     assert platform.admin("rotate", "--check")["changed"] == ["Renew the token"]
-    assert platform.root(ASKED.replace("FILE", "/root/former")) == "200"
+    assert platform.root(ASKED.replace("FILE", "/run/former")) == "200"
 
     assert platform.bad(platform.admin("rotate")) == []
-    assert platform.root(ASKED.replace("FILE", "/root/former")) == "401"
+    assert platform.root(ASKED.replace("FILE", "/run/former")) == "401"
     assert platform.root(ASKED.replace("FILE", token)) == "200"
     assert platform.root(f"stat -c '%U %a' {token}") == "mlaas4hep 600\n"
     assert platform.provision("client", "upkeep", "me")

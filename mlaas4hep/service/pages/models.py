@@ -71,7 +71,9 @@ def report(name: Name, version: models_api.Version, user: Server, service: TheSe
 
 
 @router.post(UI + "/models/{name}/sharing")
-def share(name: Name, user: Submitter, service: TheService, groups: Annotated[list[str], Form()] = []) -> Response:  # noqa: B006
+def share(
+    name: Name, user: Submitter, service: TheService, groups: Annotated[list[str], Form(default_factory=list)]
+) -> Response:
     """Share a model with exactly these groups."""
     models_api.share_model(name, Sharing(groups=groups), user, service)
     return on_with(f"{UI}/models/{name}")
