@@ -58,8 +58,9 @@ lock: setup
 	$(COMPILE) --group pyproject.toml:installer --output-file locks/installer.txt
 	$(COMPILE) pyproject.toml --extra keras --extra service --output-file locks/platform.txt
 	$(COMPILE) pyproject.toml --extra keras-gpu --extra service --constraints locks/platform.txt --output-file locks/platform-gpu.txt
+	$(COMPILE) --group pyproject.toml:jupyter --constraints locks/platform.txt --output-file locks/jupyter.txt
 	$(COMPILE) pyproject.toml --extra provision --extra data --constraints locks/platform.txt --output-file locks/laptop.txt
-	$(COMPILE) pyproject.toml --extra provision --extra keras --extra jax --extra service --group dev --constraints locks/platform.txt --constraints locks/installer.txt --output-file locks/dev.txt
+	$(COMPILE) pyproject.toml --extra provision --extra keras --extra jax --extra service --group dev --constraints locks/platform.txt --constraints locks/jupyter.txt --constraints locks/installer.txt --output-file locks/dev.txt
 	$(COMPILE) --group pyproject.toml:docs --constraints locks/dev.txt --output-file locks/docs.txt
 
 clean:
