@@ -336,7 +336,7 @@ def _groups(record: Record) -> Iterator[str]:
     word = "".join(character if character.isalnum() else "_" for character in spec.cloud.partition(":")[0])
     yield f"cloud_{word}"
     yield f"service_{spec.service}"
-    yield f"executor_{spec.executor}"
+    yield f"executor_{'slurm' if spec.slurm else 'local'}"
     if spec.gpu:
         yield "gpu"
 

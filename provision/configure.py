@@ -54,6 +54,7 @@ def platform_variables(record: Record, framework: Framework) -> dict[str, Any]:
         "monitoring_kind": record.spec.monitoring,
         **_installed_variables(record.spec, framework),
         **_service_variables(record.spec),
+        **_cluster_variables(record.spec),
     }
     variables["platform_digest"] = _configuration_digest(variables, framework)
     return variables
@@ -117,6 +118,15 @@ def _service_variables(spec: PlatformSpec) -> dict[str, Any]:
         "web_proxy_certificate": spec.certificate or "",
         "web_proxy_key": spec.certificate_key or "",
     }
+
+
+def _cluster_variables(spec: PlatformSpec) -> dict[str, Any]:
+    """What Slurm on workers of their own needs; which machines these are the groups of the inventory say."""
+    if not spec.workers:
+        return {}
+    # the jobs of a platform of one user are held by no limit where its machines have none to offer
+    limits = "where possible" if spec.service == "personal" else "required"
+    return {"mlaas4hep_executor": "slurm", "slurm_limits": limits}
 
 
 def _configuration_digest(variables: dict[str, Any], framework: Framework) -> str:

@@ -357,7 +357,7 @@ class MachineSteps:
         """All roles applied: GPU driver, XRootD client, framework, and what a shared service has besides."""
         spec = self.platform.spec
         roles = ["base", "GPU driver", "XRootD client", "framework"]
-        roles += ["Slurm"] if spec.executor == "slurm" else []
+        roles += ["Slurm"] if spec.slurm else []
         roles += ["web proxy"] if spec.service == "shared" else []
         title = f"roles: {', '.join(roles)}" + "; only what is the machine's own" * self.baked
         return Step("configure", title, 15 if self.baked else 90, self._find_roles, self._make_roles)

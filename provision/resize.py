@@ -109,7 +109,7 @@ def plan_resize(cloud: Cloud, record: Record, folder: Folder, cache: Path, chang
         )
     offer = cloud.check_size(platform, spec)
     # a GPU needs its driver, and Slurm has to know what the machine has
-    roles = record.state == "ready" and (spec.gpu != record.spec.gpu or spec.executor == "slurm")
+    roles = record.state == "ready" and (spec.gpu != record.spec.gpu or spec.slurm)
     if roles:
         find_framework(spec.mlaas4hep, cache)
     return Resize(cloud, platform, cache, spec, offer, roles, resumed=False)

@@ -76,6 +76,8 @@ Gigabytes = Annotated[float, BeforeValidator(_gigabytes), Field(gt=0)]
 Duration = Annotated[timedelta | None, BeforeValidator(_duration), PlainSerializer(_write_duration)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
+MOST_WORKERS = 32
+
 
 class Gpu(BaseModel):
     """A demand for GPUs: `count` of them, of any model when `model` is empty."""
@@ -150,6 +152,10 @@ class PlatformSpec(BaseModel):
     `local`, the service's own supervisors, or `slurm`, a Slurm on the machine, which can get more nodes later. Its jobs
     reach the servers of data `endpoints` (HOST:PORT) and nothing else; those of a personal service are its user's own
     programs and have the machine's network.
+
+    `workers` machines more make it a cluster: Slurm runs the jobs on them, whatever `executor` says, and they share the
+    data folder of the platform's own machine. They are as that one (CPUs, memory, disk, GPUs), or of the cloud's
+    flavor `worker_flavor`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -180,6 +186,18 @@ class PlatformSpec(BaseModel):
     tls: Literal["acme", "internal"] = "acme"
     certificate: File | None = None
     certificate_key: File | None = None
+    workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = 0
+    worker_flavor: str | None = None
+
+    @model_validator(mode="after")
+    def _workers_are_machines(self) -> Self:
+        if self.workers and self.cloud.startswith("ssh:"):
+            raise ValueError("workers are machines that the toolkit makes: a host that exists already has none")
+        if self.worker_flavor and not self.workers:
+            raise ValueError("worker_flavor is of workers, and there are none (workers)")
+        if self.worker_flavor and self.cloud == "local":
+            raise ValueError("worker_flavor: this computer has no flavors; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _service_is_complete(self) -> Self:
@@ -205,6 +223,15 @@ class PlatformSpec(BaseModel):
     def open_ports(self) -> tuple[int, ...]:
         """TCP ports that are reached from outside, beside that of SSH."""
         return tuple(dict.fromkeys((*self.ports, *(WEB_PORTS if self.service == "shared" else ()))))
+
+    @property
+    def slurm(self) -> bool:
+        """Whether Slurm runs the jobs."""
+        return self.executor == "slurm" or self.workers > 0
+
+    def of_worker(self) -> PlatformSpec:
+        """The same wishes for one of the workers: it is reached through the platform's own machine only."""
+        return self.model_copy(update={"ports": (), "service": "personal", "workers": 0, "worker_flavor": None})
 
     def digest(self) -> str:
         """Short digest of all wishes, to see whether two specs ask for the same platform."""

@@ -76,6 +76,12 @@ def create(
     ),
     certificate: str | None = typer.Option(None, metavar="FILE", help="Shared service: a certificate of yours, PEM."),
     certificate_key: str | None = typer.Option(None, metavar="FILE", help="Shared service: its private key, PEM."),
+    workers: int | None = typer.Option(
+        None, help="Machines more, on which Slurm runs the jobs; they share one folder of data.  [0]"
+    ),
+    worker_flavor: str | None = typer.Option(
+        None, metavar="NAME", help="Flavor of the workers.  [chosen by the wishes above]"
+    ),
     bare: bool = typer.Option(False, "--bare", help="The machine only: apply no roles."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan and end."),
@@ -120,6 +126,8 @@ def create(
         "tls": tls,
         "certificate": certificate,
         "certificate_key": certificate_key,
+        "workers": workers,
+        "worker_flavor": worker_flavor,
     }
     wishes |= {field: value for field, value in given.items() if value is not None}
     if "name" not in wishes:

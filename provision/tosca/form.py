@@ -89,7 +89,7 @@ def ports_of(spec: PlatformSpec) -> dict[str, dict[str, Any]]:
 
 def system_of(spec: PlatformSpec) -> tuple[str, str]:
     """Distribution and version of the machine; the role slurm needs Debian 12."""
-    return ("debian", "12") if spec.executor == "slurm" else ("ubuntu", UBUNTU[0])
+    return ("debian", "12") if spec.slurm else ("ubuntu", UBUNTU[0])
 
 
 def _sizes(spec: PlatformSpec) -> list[Input]:

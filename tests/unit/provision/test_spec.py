@@ -79,6 +79,10 @@ def test_gpu_demands(written, model, count):
         ({"name": "p", "flavour": "big"}, "there is no field 'flavour'"),
         ({"name": "p", "frameworks": ["tourch"]}, "no framework 'tourch'; did you mean torch?"),
         ({"name": "p", "frameworks": ["fortran"]}, "known are keras, sklearn, torch, xgboost, or the path of a wheel"),
+        ({"name": "p", "workers": 33}, "workers: Input should be less than or equal to 32"),
+        ({"name": "p", "workers": 2, "cloud": "ssh:me@host"}, "a host that exists already has none"),
+        ({"name": "p", "worker_flavor": "m1.large"}, "worker_flavor is of workers, and there are none"),
+        ({"name": "p", "workers": 1, "worker_flavor": "m1.large"}, "this computer has no flavors"),
     ],
 )
 def test_wrong_wishes_are_named(wishes, words):
@@ -139,3 +143,10 @@ def test_without_a_cloud_it_is_this_computer():
 def test_clouds_without_a_name_are_a_mistake(cloud: object):
     with pytest.raises(UsageError, match="names no clouds"):
         make_specs({"name": "p", "cloud": cloud})
+
+
+def test_workers_bring_slurm_and_are_as_the_platform_but_for_what_is_reached_from_outside():
+    spec = make_spec({**SHARED, "cpus": 4, "gpu": "T4", "workers": 2, "ports": [9000]})
+    assert spec.slurm and not make_spec(SHARED).slurm
+    worker = spec.of_worker()
+    assert (worker.cpus, worker.gpu, worker.open_ports, worker.workers) == (4, spec.gpu, (), 0)
