@@ -9,7 +9,7 @@ MACHINE_PACKAGES := iproute2 iptables mmdebstrap openssh-client systemd-containe
 TORCH := torch==2.13.0
 CODE := provision mlaas4hep tests benchmarks examples docs
 
-.PHONY: demo setup machine-packages lint test docs page-assets lock clean
+.PHONY: demo setup machine-packages lint lint-code lint-roles test docs page-assets lock clean
 
 demo: machine-packages
 	bash examples/demo.sh
@@ -33,9 +33,14 @@ machine-packages:
 	fi
 
 lint: setup
+	$(MAKE) --no-print-directory --jobs 2 --output-sync lint-code lint-roles
+
+lint-code:
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
+
+lint-roles:
 	$(BIN)/yamllint --strict playbooks roles molecule requirements.yml
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline
 

@@ -17,6 +17,7 @@ from mlaas4hep.example.generate import write_example
 from mlaas4hep.service.executor import Outcome, Resources, State, Task
 from mlaas4hep.service.jobs import read_json, write_json
 from mlaas4hep.service.slurm import SlurmExecutor, SlurmSettings, SlurmUnavailableError
+from tests.conftest import long
 from tests.slurm.cluster import NODES, Cluster, inability, running, wait_until
 
 ACCOUNT = "nobody"
@@ -374,6 +375,7 @@ def test_a_task_on_a_node_that_fails_is_interrupted_and_can_be_run_again(
         cluster.wait_for_nodes()
 
 
+@long
 def test_after_a_cut_of_everything_what_ran_is_interrupted_and_what_was_finished_stays_so(
     cluster: Cluster, executor: SlurmExecutor, make_task: Callable[..., Task]
 ) -> None:
