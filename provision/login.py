@@ -429,7 +429,5 @@ def examine_all(clouds: Iterable[str]) -> list[Login]:
     """
     found = [examine(cloud) for cloud in clouds]
     if not found:
-        raise UsageError(
-            "There is no clouds.yaml, or it has no entry.", "docs/clouds.md shows what an entry looks like."
-        )
+        raise UsageError(_credentials.NO_ENTRY, "docs/clouds.md shows what an entry looks like.")
     return found

@@ -73,8 +73,10 @@ def silent(_: Event) -> None:
 
 
 def measures_text(measures: dict[str, float]) -> str:
-    """Measures as running text, `loss 0.312  auc 0.951`."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in measures.items())
+    """Measures as running text, `loss 0.3120  auc 0.9510`; what is counted is a whole number."""
+    return "  ".join(
+        f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in measures.items()
+    )
 
 
 def plain(stream: TextIO) -> Tell:

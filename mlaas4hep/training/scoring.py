@@ -160,7 +160,7 @@ def score_files(bundle: Bundle, sources: Sequence[Source], out: Path, tell: Tell
         output.finish(_rows(bundle, _no_entries(files[0], identifiers), flow.nothing(bundle), identifiers, 0))
     for line in flow.lines():
         tell(Note(line))
-    tell(Finished(str(out), {"scores": float(output.rows)}, time.monotonic() - clock))
+    tell(Finished(str(out), {"events": output.rows}, time.monotonic() - clock))
     return output.rows
 
 

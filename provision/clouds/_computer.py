@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -76,7 +77,11 @@ def require_maker() -> None:
             "Machines of this computer need Linux.", "Use an OpenStack cloud or `--cloud ssh:USER@HOST`."
         )
     if os.geteuid():
-        raise ProvisionError("A machine of this computer needs root.", "Run the command with sudo.")
+        # sudo's own path has no virtual environments
+        raise ProvisionError(
+            "A machine of this computer needs root.",
+            f"Run the command with sudo: sudo {shlex.join([str(Path(sys.argv[0]).absolute()), *sys.argv[1:]])}",
+        )
     effective = int(re.findall(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)[0], 16)
     lacking = [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
     if lacking:

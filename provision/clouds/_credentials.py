@@ -19,6 +19,7 @@ from provision.redact import register
 ACCOUNT = "oidc_agent_account"
 """The key of an entry that names its account of oidc-agent."""
 ACCOUNT_VARIABLE = "OIDC_ACCOUNT"
+NO_ENTRY = "There is no clouds.yaml, or it has no entry."
 BY_ACCESS_TOKEN = "v3oidcaccesstoken"  # noqa: S105  (the name of a way to log in)
 _SECRETS = ("password", "application_credential_secret", "access_token", "token", "passcode", "client_secret")
 
@@ -69,8 +70,8 @@ def parted(cloud: str) -> tuple[str, str]:
     name, _, region = cloud.rpartition("/") if "/" in cloud and cloud not in known else (cloud, "", "")
     if name not in known:
         raise UsageError(
-            f"There is no cloud {name!r}; clouds.yaml has: {', '.join(sorted(known)) or 'nothing'}.",
-            "`--cloud local` makes the platform on this computer.",
+            f"There is no cloud {name!r}; clouds.yaml has: {', '.join(sorted(known))}." if known else NO_ENTRY,
+            "`--cloud local` makes the platform on this computer; docs/clouds.md shows what an entry looks like.",
         )
     return name, region
 
