@@ -44,11 +44,12 @@ def map_compute_host() -> None:
 
 
 def fill_others() -> None:
-    """Schemas of Neutron, Glance and Placement."""
+    """Schemas of Neutron, Glance, Placement and Cinder."""
     run("neutron-db-manage", *neutron_config(), "upgrade", "heads", log=LOG / "neutron-db-manage.log")
     for name, config, words in (
         ("glance-manage", "glance/glance-api.conf", ("db_sync",)),
         ("placement-manage", "placement/placement.conf", ("db", "sync")),
+        ("cinder-manage", "cinder/cinder.conf", ("db", "sync")),
     ):
         log = LOG / f"{name}.log"
         run(name, "--config-file", ETC / config, "--log-file", log, *words, log=log)

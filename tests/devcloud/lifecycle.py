@@ -14,11 +14,11 @@ from tests.devcloud import configuration, databases, guest, network, packages, p
 from tests.devcloud.commands import DevcloudError, attempt, output
 from tests.devcloud.progress import stage, until
 from tests.devcloud.services import SERVICES
-from tests.devcloud.state import CLOUDS, DIR, IS_UP, LOG, RABBITMQ
+from tests.devcloud.state import CLOUDS, DATA, DIR, IS_UP, LOG, RABBITMQ
 
 DOWN = 3  # exit status of `status`, as systemctl has it
-_APIS = ("placement", "glance", "neutron-server", "nova-api", "nova-metadata")
-_BEHIND_APIS = ("nova-conductor", "nova-scheduler", "libvirtd")
+_APIS = ("placement", "glance", "neutron-server", "nova-api", "nova-metadata", "cinder-api")
+_BEHIND_APIS = ("nova-conductor", "nova-scheduler", "cinder-workers", "libvirtd")
 _AGENTS = tuple(f"neutron-{name}-agent" for name in services.NEUTRON_AGENTS)
 
 
@@ -129,6 +129,7 @@ def _start_workers(begin: datetime) -> None:
     services.start(*_AGENTS)
     log = processes.log_file("libvirtd")
     until("libvirtd", lambda: "Using library" in services.virsh("version"), log)
+    until("devices of volumes", _volumes_have_devices, LOG / "cinder.log")  # Nova starts servers at once
     services.start("nova-compute")
     cloud = seed.connect()
 
@@ -142,6 +143,17 @@ def _start_workers(begin: datetime) -> None:
 
     until("nova-compute", compute_reports, LOG / "nova-compute.log", every=1)
     until("Neutron's agents", agents_report, LOG / "neutron-server.log", every=1)
+
+
+def _volumes_have_devices() -> bool:
+    """Whether Cinder has given each volume in use its loop device again."""
+
+    def backing(link: Path) -> str:
+        file = Path("/sys/block") / link.readlink().name / "loop/backing_file"
+        return file.read_text().strip() if file.exists() else ""
+
+    volumes = DATA / "cinder"
+    return all(backing(link) == str(volumes / "files" / link.name) for link in (volumes / "devices").glob("*"))
 
 
 def _since(begin: datetime, report: Any) -> bool:

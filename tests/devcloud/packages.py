@@ -19,6 +19,7 @@ PACKAGES = [
     *("nova-api", "nova-conductor", "nova-scheduler", "nova-compute", "nova-compute-qemu"),
     *("neutron-server", "neutron-linuxbridge-agent"),
     *("neutron-dhcp-agent", "neutron-l3-agent", "neutron-metadata-agent"),
+    *("cinder-api", "cinder-scheduler", "cinder-volume"),
     *("libvirt-daemon-system", "libvirt-clients", "libvirt-daemon-driver-lxc"),
     *("uwsgi-core", "uwsgi-plugin-python3", "python3-pymysql"),
     *("iproute2", "iptables", "ebtables", "ipset", "conntrack", "dnsmasq-base", "dnsmasq-utils", "haproxy"),
@@ -92,4 +93,6 @@ def _no_service_starts() -> Iterator[None]:
 
 def openstack_versions() -> str:
     """Versions of the OpenStack packages, on which the databases' schemas depend."""
-    return output("dpkg-query", "-W", *(p for p in PACKAGES if re.match("keystone|glance|placement|nova|neutron", p)))
+    return output(
+        "dpkg-query", "-W", *(p for p in PACKAGES if re.match("keystone|glance|placement|nova|neutron|cinder", p))
+    )

@@ -14,7 +14,7 @@ import yaml
 from tests.devcloud import guest
 from tests.devcloud.commands import DevcloudError
 from tests.devcloud.configuration import KEYSTONE
-from tests.devcloud.services import GLANCE_PORT, NEUTRON_PORT, NOVA_PORT, PLACEMENT_PORT
+from tests.devcloud.services import CINDER_PORT, GLANCE_PORT, NEUTRON_PORT, NOVA_PORT, PLACEMENT_PORT
 from tests.devcloud.state import CLOUDS, GUEST_IMAGE
 
 # Name in clouds.yaml: user, whose password is the same word, and project
@@ -24,6 +24,7 @@ SERVICE_TYPES = {
     "compute": ("nova", f"http://127.0.0.1:{NOVA_PORT}/v2.1"),
     "placement": ("placement", f"http://127.0.0.1:{PLACEMENT_PORT}"),
     "network": ("neutron", f"http://127.0.0.1:{NEUTRON_PORT}"),
+    "volumev3": ("cinder", f"http://127.0.0.1:{CINDER_PORT}/v3"),
 }
 # vCPUs, MiB of memory, GiB of disk, extra specs; x1.huge is over every quota, g1.medium boots as a normal server
 FLAVORS: dict[str, tuple[int, int, int, dict[str, str]]] = {

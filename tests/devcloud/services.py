@@ -25,7 +25,8 @@ from tests.devcloud.state import ETC, LOG, MYSQL, RABBITMQ, RUN
 
 MARIADB_PORT, RABBITMQ_PORT = 3307, 5673
 KEYSTONE_PORT, PLACEMENT_PORT, GLANCE_PORT = 5000, 8778, 9292
-NOVA_PORT, METADATA_PORT, NEUTRON_PORT = 8774, 8775, 9696
+NOVA_PORT, METADATA_PORT, CINDER_PORT, NEUTRON_PORT = 8774, 8775, 8776, 9696
+_CINDER_CONFIG = ETC / "cinder/cinder.conf"
 NEUTRON_AGENTS = ("linuxbridge", "dhcp", "l3", "metadata")
 
 
@@ -87,12 +88,12 @@ def _rabbitmq() -> list[object]:
     return ["env", *(f"{name}={value}" for name, value in settings.items()), "/usr/lib/rabbitmq/bin/rabbitmq-server"]
 
 
-def _uwsgi(script: str, port: int, processes: int, threads: int) -> Service:
+def _uwsgi(script: str, port: int, processes: int, threads: int, *options: object) -> Service:
     command: list[object] = [
         *("uwsgi_python3", "--http-socket", f"127.0.0.1:{port}", "--wsgi-file", f"/usr/bin/{script}"),
         *("--master", "--processes", processes, "--threads", threads, "--enable-threads", "--lazy-apps"),
         *("--die-on-term", "--no-orphans", "--thunder-lock", "--buffer-size", 65535, "--disable-logging"),
-        *("--rem-header", "Content-Length", "--add-header", "Connection: close"),
+        *("--rem-header", "Content-Length", "--add-header", "Connection: close", *options),
     ]
     return Service(lambda: command, port)
 
@@ -113,7 +114,13 @@ def _beside_libvirtd() -> list[object]:
 
 
 def _nova_compute() -> list[object]:
-    return [*_beside_libvirtd(), "nova-compute", "--config-file", ETC / "nova/nova-compute.conf"]
+    program = ("/usr/bin/python3", ETC / "nova/compute.py", "--config-file", ETC / "nova/nova-compute.conf")
+    return [*_beside_libvirtd(), *program]
+
+
+def _cinder_workers() -> list[object]:
+    # the driver lies beside the program, so Python finds it
+    return ["/usr/bin/python3", ETC / "cinder/workers.py", "--config-file", _CINDER_CONFIG]
 
 
 def _neutron_agent(name: str) -> Service:
@@ -132,6 +139,8 @@ SERVICES: dict[str, Service] = {
     "nova-conductor": _nova("nova-conductor"),
     "nova-scheduler": _nova("nova-scheduler"),
     "neutron-server": Service(lambda: ["neutron-server", *neutron_config()], NEUTRON_PORT),
+    "cinder-api": _uwsgi("cinder-wsgi", CINDER_PORT, 1, 4, "--pyargv", f"--config-file {_CINDER_CONFIG}"),
+    "cinder-workers": Service(_cinder_workers),
     "libvirtd": Service(_libvirtd),
     "nova-compute": Service(_nova_compute),
     **{f"neutron-{name}-agent": _neutron_agent(name) for name in NEUTRON_AGENTS},

@@ -32,6 +32,7 @@ _FILLS_DATABASES = ("configuration.py", "databases.py", "seed.py", "services.py"
 def make_directories() -> None:
     """Make every directory that a service expects; those of the system's libvirt serve as mount points."""
     own = [RUN, LOG, ETC, DATA / "images", DATA / "nova/instances", DATA / "nova/lock", DATA / "neutron/lock", RABBITMQ]
+    own += [DATA / "cinder/lock"]
     own += [LIBVIRT / name for name in ("run", "lib", "etc", "log")]
     for directory in [*own, Path("/run/libvirt"), Path("/var/log/libvirt")]:
         directory.mkdir(parents=True, exist_ok=True)

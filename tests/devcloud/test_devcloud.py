@@ -53,3 +53,22 @@ def test_an_outage_of_nova_is_seen_by_a_client_and_ends(devcloud: TestCloud) -> 
         verb("start", "nova-api")
     assert list(connection.compute.servers()) is not None
     connection.close()
+
+
+def test_volumes_are_made_and_removed_within_a_quota(devcloud: TestCloud) -> None:
+    from openstack.exceptions import HttpException
+
+    connection = connect(devcloud, "devcloud-other")
+    storage = connection.block_storage
+    volume = storage.create_volume(name="of a test", size=1)
+    try:
+        storage.wait_for_status(volume, "available", failures=["error"], interval=0.5, wait=300)
+        quota = storage.get_quota_set(connection.current_project_id, usage=True)
+        assert (quota.volumes, quota.gigabytes, quota.snapshots) == (6, 60, 4)
+        assert quota.usage["volumes"] >= 1
+        with pytest.raises(HttpException, match="exceeds allowed gigabytes quota"):
+            storage.create_volume(name="too large", size=61)
+    finally:
+        storage.delete_volume(volume)
+        storage.wait_for_delete(volume, interval=0.5, wait=300)
+        connection.close()
