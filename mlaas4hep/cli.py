@@ -291,5 +291,17 @@ def example_data(
     print(f"  mlaas4hep train --folder {folder} --fout MODEL")
 
 
+@app.command()
+def notebooks(folder: Annotated[Path, typer.Argument(help="Folder to copy them to; it is made.")]) -> None:
+    """Copy the example notebooks, for Jupyter, into a folder; those that it has already stay as they are."""
+    from mlaas4hep.example.notebooks import copy_notebooks
+
+    copied, there = copy_notebooks(folder)
+    for path in copied:
+        print(path)
+    for path in there:
+        print(f"{path} is there already.")
+
+
 if __name__ == "__main__":
     main()

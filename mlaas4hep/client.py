@@ -43,6 +43,15 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 Json = dict[str, Any]
 
 
+class Job(Json):
+    """A job as the service answers it, which a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        from mlaas4hep.display import job_html
+
+        return job_html(self)
+
+
 def find_token() -> str:
     """The user's token: of MLAAS4HEP_TOKEN, of the file MLAAS4HEP_TOKEN_FILE, or of oidc-agent's account OIDC_ACCOUNT.
 
@@ -151,7 +160,7 @@ class Client:
         """Delete a workspace."""
         self._request("DELETE", f"{_API}/workspaces/{_part(name)}")
 
-    def submit(self, workspace: str, **wanted: Any) -> Json:
+    def submit(self, workspace: str, **wanted: Any) -> Job:
         """Submit a job.
 
         Args:
@@ -160,42 +169,42 @@ class Client:
                 `resources`.
         """
         body = json.dumps({"workspace": workspace, **wanted}).encode()
-        return self._json("POST", "/jobs", body=lambda: iter([body]), headers=_once())
+        return Job(self._json("POST", "/jobs", body=lambda: iter([body]), headers=_once()))
 
-    def resubmit(self, job: str) -> Json:
+    def resubmit(self, job: str) -> Job:
         """Submit the same inputs again."""
-        return self._json("POST", f"/jobs/{_part(job)}/resubmit", headers=_once())
+        return Job(self._json("POST", f"/jobs/{_part(job)}/resubmit", headers=_once()))
 
-    def jobs(self) -> Iterator[Json]:
+    def jobs(self) -> Iterator[Job]:
         """One's jobs, the newest first."""
         cursor: str | None = ""
         while cursor is not None:
             page = self._json("GET", f"/jobs?limit=100&cursor={cursor}")
-            yield from page["jobs"]
+            yield from map(Job, page["jobs"])
             cursor = page["next"]
 
-    def job(self, job: str) -> Json:
+    def job(self, job: str) -> Job:
         """A job, by its id or its process name (NAME_1)."""
         if re.fullmatch(r"j[0-9a-f]{20}", job):
-            return self._json("GET", f"/jobs/{job}")
+            return Job(self._json("GET", f"/jobs/{job}"))
         for found in self.jobs():
             if found["process_name"] == job:
                 return found
         raise ServiceError(404, f"There is no job {job}.")
 
-    def cancel(self, job: str) -> Json:
+    def cancel(self, job: str) -> Job:
         """Ask for the end of a job."""
-        return self._json("POST", f"/jobs/{_part(job)}/cancel")
+        return Job(self._json("POST", f"/jobs/{_part(job)}/cancel"))
 
     def delete_job(self, job: str) -> None:
         """Delete a job that has ended."""
         self._request("DELETE", f"{_API}/jobs/{_part(job)}")
 
-    def wait(self, job: str) -> Json:
+    def wait(self, job: str) -> Job:
         """Wait for the end of a job."""
         for name, data in self._events(f"/jobs/{_part(job)}/progress/stream"):
             if name == "end":
-                return cast(Json, data)
+                return Job(data)
         raise MlaasError("The stream has ended before the job.")
 
     def progress(self, job: str) -> Iterator[Json]:

@@ -18,7 +18,7 @@ DISTRIBUTION = "mlaas4hep"
 _TORCH = ("torch==2.13.0", "onnxscript==0.7.2")
 """PyTorch, and what exports its models. It is in no lock file: the machine's package index decides on CPU or CUDA."""
 
-_BUILT_FROM = ("mlaas4hep", "provision", "playbooks", "roles", "templates", "locks")
+_BUILT_FROM = ("mlaas4hep", "provision", "playbooks", "roles", "templates", "locks", "docs/generator")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _build(checkout: Path, cache: Path) -> Framework:
 
 def _digest(checkout: Path) -> str:
     """Digest of everything that goes into the wheel."""
-    files = [checkout / "pyproject.toml"]
+    files = [checkout / "pyproject.toml", checkout / "hatch_build.py"]
     for folder in _BUILT_FROM:
         files += [path for path in sorted((checkout / folder).rglob("*")) if path.is_file() and path.suffix != ".pyc"]
     return digest_of(files, checkout)

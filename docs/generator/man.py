@@ -1,7 +1,8 @@
-"""Manual pages of both commands, in roff (man(7))."""
+"""Manual pages of both commands, in roff (man(7)); `python -m docs.generator.man FOLDER` writes them for a wheel."""
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from pathlib import Path
 
@@ -54,3 +55,7 @@ def _escaped(text: str) -> str:
     """Text that roff takes as it is: no escapes, no requests."""
     text = text.replace("\\", r"\e").replace("-", r"\-")
     return rf"\&{text}" if text.startswith((".", "'")) else text
+
+
+if __name__ == "__main__":
+    write_man_pages(Path(sys.argv[1]))

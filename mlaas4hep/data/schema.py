@@ -339,6 +339,11 @@ class Schema(BaseModel):
     inputs: tuple[InputBranch, ...] = ()
     preprocessing: dict[str, Any] | None = None
 
+    def _repr_html_(self) -> str:
+        from mlaas4hep.display import schema_html
+
+        return schema_html(self)
+
     @property
     def idim(self) -> int:
         """Width of the input vector."""

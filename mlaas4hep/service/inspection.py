@@ -84,6 +84,11 @@ class FileContents(BaseModel):
     trees: list[TreeContents]
     problem: str
 
+    def _repr_html_(self) -> str:
+        from mlaas4hep.display import contents_html
+
+        return contents_html(self)
+
 
 def inspect_in_process(file: Path, path: str) -> FileContents:
     """Inspect a file in a process of its own.

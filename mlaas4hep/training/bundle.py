@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -111,6 +111,22 @@ class Bundle:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the probabilities."""
         return self.task.classes
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """metrics.json: `history` of the training, and `final` measures of each part of the events.
+
+        Raises MlaasError when it cannot be read.
+        """
+        try:
+            return cast(dict[str, Any], json.loads((self.folder / "metrics.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise MlaasError(f"The measures of {self.folder} cannot be read ({error}).", "Train it again.") from error
+
+    def _repr_html_(self) -> str:
+        from mlaas4hep.display import bundle_html
+
+        return bundle_html(self)
 
     def preprocessing(self) -> Preprocessing | None:
         """What is done to events first; a user's function still has to see a sample of them."""

@@ -44,7 +44,7 @@ def model_card(
         statistics: one a feature, in the order of the schema.
     """
     sections = [
-        [f"# {name}", "", _purpose(schema, task, manifest)],
+        [f"# {name}", "", purpose(schema, task, manifest["framework"])],
         ["## Data", "", *_data(provenance)],
         ["## Measures", "", *_measures(metrics)],
         ["## Inputs", "", *_inputs(schema, statistics)],
@@ -64,10 +64,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     return ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines]
 
 
-def _purpose(schema: Schema, task: Task, manifest: Mapping[str, Any]) -> str:
+def purpose(schema: Schema, task: Task, framework: str) -> str:
+    """What the model does, in one sentence."""
     inputs = f"{schema.idim} inputs ({len(schema.flat)} flat columns, {len(schema.jagged)} jagged branches)"
     what = f"tells apart the classes {', '.join(task.classes)}" if task.classes else "predicts a value"
-    return f"A model of {_FRAMEWORKS[manifest['framework']]} that {what} from {inputs}."
+    return f"A model of {_FRAMEWORKS[framework]} that {what} from {inputs}."
 
 
 def _data(provenance: Mapping[str, Any]) -> list[str]:
@@ -84,20 +85,26 @@ def _data(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def _measures(metrics: Mapping[str, Any]) -> list[str]:
-    final = metrics.get("final") or {}
-    if not final:
+    head, rows = measures_table(metrics)
+    if not rows:
         return ["Not measured."]
-    names = [name for name in _MEASURES if any(found.get(name) is not None for found in final.values())]
-    rows = [
-        [part, found.get("events", ""), *(_measure(found, name) for name in names)] for part, found in final.items()
-    ]
-    lines = _table(["events of", "number", *(_MEASURES[name] for name in names)], rows)
+    lines = _table(head, rows)
     lines += ["", "The error of the AUC is that of DeLong. Only the test events had no part in the training."]
     if folds := metrics.get("folds"):
         values = [fold["auc"] for fold in folds if fold.get("auc") is not None]
         if values:
             lines += ["", f"Cross-validation, AUC of each fold: {', '.join(f'{value:.4f}' for value in values)}."]
     return lines
+
+
+def measures_table(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Heads and rows of a table of the finished model's measures, a row for each part of the events."""
+    final = metrics.get("final") or {}
+    names = [name for name in _MEASURES if any(found.get(name) is not None for found in final.values())]
+    rows = [
+        [part, found.get("events", ""), *(_measure(found, name) for name in names)] for part, found in final.items()
+    ]
+    return ["events of", "number", *(_MEASURES[name] for name in names)], rows
 
 
 def _measure(found: Mapping[str, Any], name: str) -> str:

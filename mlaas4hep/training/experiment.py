@@ -32,6 +32,7 @@ from mlaas4hep.training.preparation import Prepared, prepare
 from mlaas4hep.training.progress import Finished, Stage, Tell
 from mlaas4hep.training.random_state import set_seed
 from mlaas4hep.training.report import ReportData, report_on_data, write_report
+from mlaas4hep.training.report.curves import history_of_rounds
 from mlaas4hep.training.run import Feeds, Run
 from mlaas4hep.training.targets import Targets, check_parts, make_targets
 from mlaas4hep.training.user_model import UserModel, load_user_model
@@ -181,10 +182,7 @@ def _report(experiment: Experiment, title: str, adapter: Adapter, run: Run, scor
 
 def _by_round(adapter: Adapter, run: Run) -> tuple[list[dict[str, Any]], int]:
     """The measures after each round of boosting and the round that was kept; those of the epoch without rounds."""
-    rounds = [
-        {name.removeprefix("train_").replace("validation_", "val_"): value for name, value in measured.items()}
-        for measured in getattr(adapter, "rounds", [])
-    ]
+    rounds = history_of_rounds(getattr(adapter, "rounds", []))
     return (rounds, getattr(adapter, "kept", 0)) if rounds else (run.history, run.kept)
 
 

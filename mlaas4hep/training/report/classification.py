@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlaas4hep.markup import Markup, element, joined
 from mlaas4hep.training.measures import Scored
 from mlaas4hep.training.metrics import (
     Area,
@@ -25,7 +26,6 @@ from mlaas4hep.training.report.curves import TEST, TRAIN, VALIDATION
 from mlaas4hep.training.report.data import ReportData
 from mlaas4hep.training.report.diagnostics import calibration, kolmogorov_smirnov
 from mlaas4hep.training.report.figure import INK, SERIES, Axis, Figure
-from mlaas4hep.training.report.markup import Markup, element, joined
 from mlaas4hep.training.report.parts import fixed, grid, number, panel, right, table, whole, with_error
 
 _MOST_CURVES = 8

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mlaas4hep.markup import Markup
 from mlaas4hep.training.report.data import ReportData
 from mlaas4hep.training.report.figure import INK, Axis, Figure
-from mlaas4hep.training.report.markup import Markup
 from mlaas4hep.training.report.parts import number, panel
 
 TRAIN, VALIDATION, TEST = 1, 0, 2
@@ -28,6 +28,14 @@ def measure_name(key: str) -> str:
     plain = key.removeprefix("val_")
     words = " ".join(_ACRONYMS.get(word, word) for word in plain.split("_"))
     return words[:1].upper() + words[1:]
+
+
+def history_of_rounds(rounds: Sequence[Mapping[str, float | None]]) -> list[dict[str, float | None]]:
+    """The measures after each round of boosting, with the names of those after each epoch."""
+    return [
+        {name.removeprefix("train_").replace("validation_", "val_"): value for name, value in measured.items()}
+        for measured in rounds
+    ]
 
 
 def training_curves(data: ReportData) -> list[Markup]:

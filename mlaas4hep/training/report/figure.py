@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlaas4hep.training.report.markup import Markup, element, joined
+from mlaas4hep.markup import Markup, element, joined
 
 INK = -1
 SERIES = 8

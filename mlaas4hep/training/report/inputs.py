@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mlaas4hep.markup import Markup, element, joined
 from mlaas4hep.training.histograms import ALL_EVENTS, Histogram
 from mlaas4hep.training.importance import Importance
 from mlaas4hep.training.report.data import ReportData
 from mlaas4hep.training.report.figure import INK, SERIES, SMALL, Axis, Figure, colour
-from mlaas4hep.training.report.markup import Markup, element, joined
 from mlaas4hep.training.report.parts import folded, grid, number, right, table
 
 _MOST_PLOTS = 60

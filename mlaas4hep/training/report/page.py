@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlaas4hep.errors import MlaasError
+from mlaas4hep.markup import Markup, element, joined
 from mlaas4hep.training.histograms import ALL_EVENTS
 from mlaas4hep.training.report.classification import area_of, classification_sections
 from mlaas4hep.training.report.curves import epoch_seconds, measure_name, training_curves
@@ -25,7 +26,6 @@ from mlaas4hep.training.report.inputs import (
     multiplicities_section,
     statistics_section,
 )
-from mlaas4hep.training.report.markup import Markup, element, joined
 from mlaas4hep.training.report.parts import fixed, folded, grid, number, right, table, whole, with_error
 from mlaas4hep.training.report.regression import quality, regression_sections
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 
+from mlaas4hep.markup import Markup, element
 from mlaas4hep.training.report.figure import Figure
-from mlaas4hep.training.report.markup import Markup, element
 
 _NUMBER = '<td class="n'
 _THIN_SPACE = "\N{NARROW NO-BREAK SPACE}"

@@ -7,12 +7,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from mlaas4hep.markup import Markup, joined
 from mlaas4hep.training.measures import Scored
 from mlaas4hep.training.metrics import mean_absolute_error, mean_squared_error, r_squared
 from mlaas4hep.training.report.curves import TEST, TRAIN
 from mlaas4hep.training.report.data import ReportData
 from mlaas4hep.training.report.figure import Axis, Figure
-from mlaas4hep.training.report.markup import Markup, joined
 from mlaas4hep.training.report.parts import grid, number, panel, table, whole
 
 _BINS = 40

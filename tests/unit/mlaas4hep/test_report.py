@@ -15,6 +15,7 @@ import pytest
 
 from mlaas4hep.data.statistics import FeatureStatistics
 from mlaas4hep.errors import MlaasError
+from mlaas4hep.markup import Markup, element, escape
 from mlaas4hep.training.contract import Task
 from mlaas4hep.training.histograms import Histogram
 from mlaas4hep.training.importance import Importance
@@ -23,7 +24,6 @@ from mlaas4hep.training.metrics import roc_area
 from mlaas4hep.training.report import InputFile, ReportData, render, report_on_data, write_report
 from mlaas4hep.training.report.diagnostics import calibration, kolmogorov_smirnov
 from mlaas4hep.training.report.figure import SMALL, Axis, Figure
-from mlaas4hep.training.report.markup import Markup, element, escape
 from mlaas4hep.training.report.parts import number
 from mlaas4hep.training.targets import Targets
 from mlaas4hep.training.workflow import Labels
