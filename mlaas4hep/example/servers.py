@@ -14,6 +14,7 @@ import uuid
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from mlaas4hep.client import Client
 from mlaas4hep.errors import MlaasError
@@ -49,7 +50,7 @@ class DataServer:
         self.sent = 0
         self._lock = threading.Lock()
         handler = partial(_Ranges, directory=str(folder), server_of_data=self)
-        self._server = ThreadingHTTPServer((_HOST, 0), handler)
+        self._server = _Server((_HOST, 0), handler)
         self.url = f"http://{_HOST}:{self._server.server_port}/"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -62,6 +63,13 @@ class DataServer:
         """End the server."""
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing when whoever asked has had enough of an answer."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Ranges(SimpleHTTPRequestHandler):

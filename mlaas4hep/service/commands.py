@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 jobs_app = typer.Typer(
     help="Jobs on a platform.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
-Identifier = Annotated[str, typer.Argument(help="The job, NAME_1 for instance.")]
+
+
+def _identifiers(incomplete: str) -> list[str]:
+    """Jobs of this computer that begin so, for completion by a shell."""
+    from mlaas4hep.service.jobs import all_jobs
+
+    return [job.identifier for job in all_jobs() if job.identifier.startswith(incomplete)]
+
+
+Identifier = Annotated[str, typer.Argument(help="The job, NAME_1 for instance.", autocompletion=_identifiers)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

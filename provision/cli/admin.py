@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from provision.admin import VERBS, Verb
+from provision.cli.completion import platform_names
 from provision.cli.context import alone, console, home
 from provision.errors import ProvisionError, UsageError
 
@@ -20,7 +21,7 @@ admin = typer.Typer(
     name="admin", help="Look after platforms, one or many: health, updates, backups, ...", no_args_is_help=True
 )
 
-_NAMES = typer.Argument(None, metavar="NAME...", help="Names of platforms.")
+_NAMES = typer.Argument(None, metavar="NAME...", help="Names of platforms.", autocompletion=platform_names)
 _SHARED: dict[str, tuple[Any, Any]] = {
     "names": (list[str], _NAMES),
     "every": (bool, typer.Option(False, "--all", help="All platforms that are ready.")),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from provision.cli.completion import platform_names
 from provision.cli.context import console, home, open_platform
 from provision.cli.create import show_offer
 from provision.errors import UsageError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from provision.rebuild import Rebuild
     from provision.resize import Resize
 
-_NAME = typer.Argument(help="Name of the platform.")
+_NAME = typer.Argument(help="Name of the platform.", autocompletion=platform_names)
 _YES = typer.Option(False, "--yes", "-y", help="Do not ask.")
 _DRY_RUN = typer.Option(False, "--dry-run", help="Show the plan and end.")
 _JSON = typer.Option(False, "--json", help="Print plan or record as JSON on standard output.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from provision.cli.completion import platform_names
 from provision.cli.context import console, open_platform
 from provision.errors import ProvisionError, UsageError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def connect(
-    name: str = typer.Argument(help="Name of the platform."),
+    name: str = typer.Argument(help="Name of the platform.", autocompletion=platform_names),
     ports: list[int] | None = typer.Option(
         None, "--port", min=1, max=65535, help="A further port of the machine's loopback; may be repeated."
     ),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from provision.cli.completion import platform_names
 from provision.cli.context import console, home
 from provision.cli.platforms import show_slowest
 from provision.errors import UsageError
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def create(
-    name: str = typer.Argument("", help="Name of the platform; it becomes the host name and the name for ssh."),
+    name: str = typer.Argument(
+        "", help="Name of the platform; it becomes the host name and the name for ssh.", autocompletion=platform_names
+    ),
     spec: Path | None = typer.Option(
         None, "--spec", "-f", help="YAML file with the fields below; options win over it."
     ),

@@ -11,10 +11,11 @@ from typing import Any
 
 import typer
 
+from provision.cli.completion import platform_names
 from provision.cli.context import connected, console, open_platform
 from provision.errors import ProvisionError, UsageError
 
-_NAME = typer.Argument(help="Name of the platform.")
+_NAME = typer.Argument(help="Name of the platform.", autocompletion=platform_names)
 _JOB = typer.Argument("", help="Id of the job.  [the newest]")
 _JSON = typer.Option(False, "--json", help="Print JSON on standard output.")
 

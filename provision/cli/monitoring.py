@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from provision.cli.completion import platform_names
 from provision.cli.context import connected, console
 from provision.errors import UsageError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def top(
-    name: str = typer.Argument(help="Name of the platform."),
+    name: str = typer.Argument(help="Name of the platform.", autocompletion=platform_names),
     once: bool = typer.Option(False, "--once", help="Look once and end."),
     interval: float = typer.Option(5.0, "--interval", help="Seconds between two looks."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON on standard output, one line for each look."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from provision.cli import platforms
+from provision.cli.completion import platform_names
 from provision.cli.context import console, home, open_platform
 from provision.errors import UsageError
 
@@ -26,7 +27,9 @@ _ACCOUNT = typer.Option(
     "", "--account", envvar="OIDC_ACCOUNT", help="Account of oidc-agent, by its short name.", show_default=False
 )
 _GROUP = typer.Option("", "--group", help="Group of users that it is for.")
-_WHICH = typer.Argument(metavar="NAME|ID", help="Name of a platform, or id of a deployment.")
+_WHICH = typer.Argument(
+    metavar="NAME|ID", help="Name of a platform, or id of a deployment.", autocompletion=platform_names
+)
 _INPUTS = typer.Option(None, "--inputs", help="YAML file with the values of the template's inputs.")
 _PRIVATE = typer.Option(False, "--private", help="Of a folder or a spec, the template for private networks.")
 _YES = typer.Option(False, "--yes", "-y", help="Do not ask.")
@@ -202,7 +205,7 @@ def logs(which: str = _WHICH, url: str = _URL, account: str = _ACCOUNT) -> None:
 
 @orchestrator.command()
 def update(
-    name: str = typer.Argument(help="Name of a platform that was submitted here."),
+    name: str = typer.Argument(help="Name of a platform that was submitted here.", autocompletion=platform_names),
     template: Path | None = typer.Option(
         None, "--template", help="A template, or the folder that `provision tosca render` made.  [the same]"
     ),

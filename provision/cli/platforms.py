@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from provision.cli.completion import platform_names
 from provision.cli.context import alone, console, home, open_platform
 from provision.errors import ProvisionError, UsageError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from provision.record import Folder, Record, Resource
     from provision.usage import Prices, Status
 
-_NAME = typer.Argument(help="Name of the platform.")
+_NAME = typer.Argument(help="Name of the platform.", autocompletion=platform_names)
 _MINUTE = "%Y-%m-%d %H:%M"
 _JSON = typer.Option(False, "--json", help="Print JSON on standard output.")
 
@@ -206,7 +207,11 @@ def _uninstall(opened: Opened) -> None:
     console().say("The Debian packages that were installed stay, with the settings in their own folders.")
 
 
-def doctor(name: str = typer.Argument("", help="Name of a platform; without one, this computer is examined.")) -> None:
+def doctor(
+    name: str = typer.Argument(
+        "", help="Name of a platform; without one, this computer is examined.", autocompletion=platform_names
+    ),
+) -> None:
     """Examine this computer, or a platform.
 
     From the cloud to the services on the machine; exit status 1 when something is wrong.

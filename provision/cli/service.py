@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import typer
 
+from provision.cli.completion import platform_names
 from provision.cli.context import open_platform
 
 
 def client(
     context: typer.Context,
-    name: str = typer.Argument(help="Name of the platform."),
+    name: str = typer.Argument(help="Name of the platform.", autocompletion=platform_names),
 ) -> None:
     """Use a platform's service: what follows the name goes to `mlaas4hep client`.
 

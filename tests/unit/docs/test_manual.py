@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,14 +91,80 @@ def test_what_the_command_line_would_refuse_is_told(text: str, wrong: str) -> No
     ],
 )
 def test_a_shell_completes_commands_and_options(app: typer.Typer, words: str, offered: list[str]) -> None:
+    assert completed(app, words) == offered
+
+
+def completed(app: typer.Typer, words: str) -> list[str]:
+    """What bash is told to offer."""
     name, *typed = words.split(" ")
     environment = {
         f"_{name.upper()}_COMPLETE": "complete_bash",
         "COMP_WORDS": words,
         "COMP_CWORD": str(len(typed)),
     }
-    done = CliRunner().invoke(app, [], prog_name=name, env=environment)
-    assert done.output.split() == offered
+    return CliRunner().invoke(app, [], prog_name=name, env=environment).output.split()
+
+
+@pytest.fixture
+def recorded(user_home: Path) -> Path:
+    """A home with two platforms and a job."""
+    for name in ("higgs", "taus"):
+        (user_home / "provision/platforms" / name).mkdir(parents=True)
+        (user_home / "provision/platforms" / name / "record.json").write_text("{}")
+    job = user_home / ".local/share/mlaas4hep/jobs/higgs_1"
+    job.mkdir(parents=True)
+    (job / "job.json").write_text('{"name": "higgs", "submitted": "2026-11-27T15:00:00+00:00"}')
+    return user_home
+
+
+@pytest.mark.parametrize(
+    ("app", "words", "offered"),
+    [
+        (provision_app, "provision show ", ["higgs", "taus"]),
+        (provision_app, "provision admin health h", ["higgs"]),
+        (provision_app, "provision create ta", ["taus"]),
+        (provision_app, "provision train x", []),
+        (mlaas4hep_app, "mlaas4hep job status ", ["higgs_1"]),
+    ],
+)
+def test_a_shell_completes_names_of_platforms_and_jobs(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, app: typer.Typer, words: str, offered: list[str]
+) -> None:
+    monkeypatch.delenv("MLAAS4HEP_JOBS", raising=False)
+    assert completed(app, words) == offered
+
+
+_BASH = """
+{script}
+COMP_WORDS=(provision show h) COMP_CWORD=2
+_provision_completion provision
+echo $COMPREPLY
+"""
+_ZSH = """
+compdef() {{ }}
+_arguments() {{ echo $* }}
+{script}
+words=(provision show h) CURRENT=3
+_provision_completion
+"""
+_SHELLS = {"bash": ["-c", _BASH], "zsh": ["-fc", _ZSH]}
+
+
+@pytest.mark.parametrize("shell", [shell for shell in _SHELLS if shutil.which(shell)])
+def test_a_real_shell_completes_the_name_of_a_platform(recorded: Path, shell: str) -> None:
+    script = CliRunner().invoke(
+        provision_app, [], prog_name="provision", env={"_PROVISION_COMPLETE": f"source_{shell}"}
+    )
+    option, program = _SHELLS[shell]
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [shell, option, program.format(script=script.output)],
+        env={"PATH": programs, "HOME": str(recorded), "PROVISION_HOME": str(recorded / "provision")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "higgs" in done.stdout and "taus" not in done.stdout, done
 
 
 def test_every_command_has_a_man_page_that_groff_takes(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from mlaas4hep.client import Client, ServiceError, find_token
 from mlaas4hep.errors import MlaasError, UsageError
+from mlaas4hep.notebook import watch
 from tests.unit.mlaas4hep.service_parts import WORKFLOW, Running, running
 
 
@@ -60,6 +61,16 @@ def test_a_job_from_beginning_to_end(client: Client, folder: Path, tmp_path: Pat
     client.delete_model("higgs", 1)
     client.delete_workspace("higgs")
     assert client.workspaces() == []
+
+
+def test_a_job_is_watched_until_it_has_ended_or_for_a_while(client: Client, folder: Path, capsys):
+    client.upload("higgs", folder)
+    job = client.submit("higgs")
+    assert watch(client, job, seconds=0)["id"] == job["id"]
+    capsys.readouterr()
+    assert watch(client, job["id"], interval=0.05)["state"] == "finished"
+    assert capsys.readouterr().out.splitlines()[-1] == "higgs_1 finished"
+    assert "higgs, version 1" in client.job(job["id"])._repr_html_()
 
 
 def test_refusals_have_the_service_s_words(client: Client):
