@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, Command
+from tests.debian import lacking
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,23 @@ def test_the_wheel_has_what_provision_runs(wheel: Path):
     ):
         assert f"provision/_share/{part}" in names
     assert not [name for name in names if name.startswith(("tests/", "molecule/")) or "__pycache__" in name]
+
+
+def test_man_finds_the_pages_of_an_environment(wheel: Path, installed: Path):
+    pages = {path.name for path in (installed / "share/man/man1").iterdir()}
+    assert {"provision.1", "provision-create.1", "mlaas4hep-train.1"} <= pages
+    if reason := lacking({"man": "man-db"}):
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    environment = {"PATH": f"{installed / 'bin'}:{os.environ['PATH']}"}
+    found = subprocess.run(
+        ["man", "-w", "provision-create"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.stdout.strip() == str(installed / "share/man/man1/provision-create.1"), found.stderr
+
+
+def test_notebooks_travel_in_the_wheel(wheel: Path):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert len([name for name in names if re.fullmatch(r"mlaas4hep/example/notebooks/\d-\w+\.ipynb", name)]) == 5
 
 
 def test_an_installed_provision_runs_outside_the_checkout(installed: Path, tmp_path: Path):
