@@ -35,8 +35,8 @@ _OWN = """
   container-type: inline-size; }
 .mlaas4hep .scroll { max-height: 22rem; overflow: auto; }
 .mlaas4hep table { margin: 0; table-layout: auto; }
-.mlaas4hep th, .mlaas4hep td { max-width: none; text-align: left; }
-.mlaas4hep .n { text-align: right; }
+.mlaas4hep.mlaas4hep :is(th, td) { max-width: none; text-align: left; }
+.mlaas4hep.mlaas4hep .n { text-align: right; }
 .mlaas4hep p { margin: .25rem 0; }
 .mlaas4hep progress { width: 16rem; max-width: 100%; vertical-align: middle; }
 .mlaas4hep iframe { width: 100%; border: 1px solid var(--rule); border-radius: 6px; background: #fff; }
