@@ -9,7 +9,6 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from traitlets.config import Config
 
 from mlaas4hep.example.notebooks import FOLDER
 from tests.confinement import require_confinement
@@ -61,7 +60,6 @@ def test_a_notebook_runs_from_top_to_bottom(
     book = read(path)
     NotebookClient(
         book,
-        config=Config({"KernelManager": {"transport": "ipc"}}),
         timeout=PATIENCE,
         startup_timeout=PATIENCE,
         kernel_name="python3",
