@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import re
 import socket
@@ -23,11 +24,11 @@ _HOST = "127.0.0.1"
 _PATIENCE = 300.0  # seconds for the service to start
 _LOOK = 0.1
 _MOST_RANGES = 1000
-_SETTINGS = """data = "{folder}/data"
+_SETTINGS = """data = {data}
 listen = "{host}:{port}"
 
 [authentication]
-token_file = "{folder}/token"
+token_file = {token}
 
 [jobs]
 interval = 0.3
@@ -156,7 +157,8 @@ def service(folder: Path) -> Client:
     with socket.create_server((_HOST, 0)) as probe:
         port = probe.getsockname()[1]
     settings, log = folder / "service.toml", folder / "service.log"
-    settings.write_text(_SETTINGS.format(folder=folder, host=_HOST, port=port), encoding="utf-8")
+    data, token = (json.dumps(str(folder / name)) for name in ("data", "token"))  # texts of TOML are those of JSON
+    settings.write_text(_SETTINGS.format(data=data, token=token, host=_HOST, port=port), encoding="utf-8")
     words = [sys.executable, "-m", "mlaas4hep.cli", "serve", "--config", str(settings), "--part", "control"]
     with log.open("ab") as stream:
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
