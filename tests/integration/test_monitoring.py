@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from provision.top import Looks, lines, look
 from tests.conftest import REPOSITORY, Command, long
 from tests.debian import lacking
 from tests.integration.data_servers import PROGRAMS, nginx_server, xrootd_server
+from tests.pages.packages import fetch
 from tests.platform_programs import Programs
 from tests.unit.mlaas4hep.service_parts import running, until
 
@@ -75,6 +77,39 @@ def test_every_query_of_the_dashboard_is_one(tmp_path: Path):
         for y in range(grid["y"], grid["y"] + grid["h"])
     ]
     assert len(set(squares)) == len(squares), "panels lie on each other"
+
+
+@pytest.fixture(scope="module")
+def grafana_types(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with Grafana's own types of dashboards, and TypeScript."""
+    if reason := lacking({"node": "nodejs", "npm": "npm"}):
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    folder = tmp_path_factory.mktemp("grafana")
+    for name, pin in json.loads((Path(__file__).parent / "monitoring/grafana.json").read_text()).items():
+        with tarfile.open(fetch(name, pin["version"], pin["integrity"])) as archive:
+            archive.extractall(folder / Path(name).name, filter="data")
+    return folder
+
+
+def mistakes(dashboard: dict[str, Any], folder: Path) -> list[str]:
+    """What Grafana's types refuse of a dashboard: unknown names, wrong values, and what is missing."""
+    head = (Path(__file__).parent / "monitoring/dashboard.ts").read_text()
+    (folder / "dashboard.ts").write_text(head + json.dumps(dashboard, indent=1))
+    words = ["--noEmit", "--strict", "--skipLibCheck", "--module", "esnext", "--moduleResolution", "bundler"]
+    compiler = ["node", "typescript/package/bin/tsc", *words, "dashboard.ts"]
+    done = subprocess.run(compiler, cwd=folder, capture_output=True, text=True, check=False)
+    assert bool(done.returncode) == bool(done.stdout), done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_dashboard_is_one_by_the_types_of_grafana(grafana_types: Path):
+    assert mistakes(DASHBOARD, grafana_types) == []
+    for one in (mistaken := json.loads(json.dumps(DASHBOARD)))["panels"]:
+        if one["type"] == "stat":
+            one["fieldConfig"]["defaults"]["minimum"] = 0
+    mistaken["templating"]["list"][0]["type"] = "datasources"
+    said = "\n".join(mistakes(mistaken, grafana_types))
+    assert all(word in said for word in ("minimum", "datasources"))
 
 
 @pytest.mark.parametrize("chosen", [{}, {"monitoring_service": False, "monitoring_alertmanagers": ["192.0.2.7:9093"]}])

@@ -27,7 +27,7 @@ def pins() -> dict[str, Any]:
 
 def fetch(name: str, version: str, integrity: str) -> Path:
     """The archive of a package, from the cache or by npm; refused when its hash is another one."""
-    kept = _CACHE / f"{name}-{version}.tgz"
+    kept = _CACHE / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
     if not kept.exists():
         _CACHE.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=_CACHE) as folder:

@@ -48,7 +48,7 @@ mkdir -p {inner}
 mount --move {hold} {inner}
 """
 _GROUPS = Path("/sys/fs/cgroup")
-_DEADLINE = 60.0  # seconds for any part to become ready
+_DEADLINE = 300.0  # seconds for any part to become ready
 
 _SLURM = """
 ClusterName=test

@@ -12,6 +12,7 @@ from pathlib import Path
 
 MOST_OFF = 0.01  # of the largest value: GPUs may multiply with 10 bits of precision
 SIZE = 512
+LOADED = Path("/proc/driver/nvidia/version")
 
 
 def output(*words):
@@ -93,7 +94,7 @@ def computations():
 def main():
     """Look, compute, print."""
     try:
-        text = Path("/proc/driver/nvidia/version").read_text()
+        text = LOADED.read_text()
     except OSError:
         text = ""
     loaded = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", text)

@@ -21,7 +21,7 @@ from sqlalchemy import select
 
 from mlaas4hep.service.database import JobRow, UserRow, open_database
 from mlaas4hep.service.settings import Settings, load_settings
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, long
 
 
 def program(path: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -316,3 +316,27 @@ def test_driver_kernel_and_framework_have_to_belong_together(
     found = list(tool.judged(*versions, "6.1.0-50-cloud-amd64"))
     assert [finding["check"] for finding in found if not finding["good"]] == bad
     assert all(finding["remedy"] for finding in found if not finding["good"])
+
+
+VERSION = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\nGCC version:\n"
+
+
+@long
+def test_a_driver_is_looked_at_by_its_own_programs_and_by_a_computation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No GPU is here: the driver's programs are stand-ins, and the processor computes."""
+    tool = program("playbooks/admin/files/gpu.py", monkeypatch)
+    for name, answer in (("nvidia-smi", "550.54.15"), ("modinfo", "550.90.07")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {answer}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "version").write_text(VERSION)
+    monkeypatch.setattr(tool, "LOADED", tmp_path / "version")
+    tool.main()
+    found = {finding["check"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert found["driver"]["good"] and "550.54.15" in found["driver"]["words"]
+    assert not found["driver's module"]["good"] and "--reboot" in found["driver's module"]["remedy"]
+    assert found["driver's programs"]["good"]
+    assert found["computation"]["words"] == "the framework sees no GPU"
+    assert tool.off("CPU:0") < tool.MOST_OFF

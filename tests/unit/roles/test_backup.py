@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, long
 from tests.debian import lacking
+from tests.storage.server import BUCKET, inability, s3_server, sftp_server
 from tests.unit.mlaas4hep.service_parts import ALICE, BOB, ended, running, submit, until, upload
 
 PROGRAM = REPOSITORY / "roles" / "backup" / "files" / "platform-backup"
@@ -78,6 +80,11 @@ class Machine:
         assert "Traceback" not in err
         return err
 
+    @property
+    def former(self) -> Path:
+        """Where the data stay that a restore has replaced."""
+        return self.data / ".before-restore" if self.data.is_mount() else self.disk / "state" / "before-restore"
+
     def files(self) -> dict[str, bytes]:
         left = (".lock", "-wal", "-shm")
         return {
@@ -110,16 +117,38 @@ def backed_up(restic: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     yield machine, facts
 
 
+@pytest.fixture(params=["a folder", "a disk of its own"])
+def place(request: pytest.FixtureRequest, backed_up: tuple[Machine, dict]) -> Iterator[Machine]:
+    """A new machine, whose data folder is one of its disk, or another file system."""
+    machine = new_machine(backed_up)
+    if request.param == "a folder":
+        yield machine
+        return
+    if os.geteuid():
+        pytest.skip("root mounts")
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", machine.data], check=True)
+    try:
+        fill(machine)
+        yield machine
+    finally:
+        subprocess.run(["umount", machine.data], check=True)
+
+
 def new_machine(backed_up: tuple[Machine, dict], name: str = "lab") -> Machine:
     base = backed_up[1]["base"]
     shutil.rmtree(base / "disk", ignore_errors=True)
     machine = Machine(base / "disk", base / "repository", name)
+    fill(machine)
+    return machine
+
+
+def fill(machine: Machine) -> None:
+    """What a machine has before anything is restored."""
     (machine.etc / "policy.toml").write_text("# of the new machine\n")
     (machine.etc / "platform.json").write_text("the new machine")
     (machine.data / "cache").mkdir()
     (machine.data / "cache" / "kernel").write_text("compiled here")
     (machine.data / "of-the-new-machine").touch()
-    return machine
 
 
 def test_a_backup_is_verified_and_leaves_nothing_behind(backed_up):
@@ -133,16 +162,20 @@ def test_a_backup_is_verified_and_leaves_nothing_behind(backed_up):
 
 
 def test_what_was_there_is_there_again_on_a_new_machine(backed_up):
-    facts, machine = backed_up[1], new_machine(backed_up)
+    the_new_machine_has_what_was_there(backed_up[1], new_machine(backed_up))
+
+
+def the_new_machine_has_what_was_there(facts: dict, machine: Machine) -> None:
     told = machine("restore")
     assert told["interrupted"] == [facts["runs"]]
     restored = machine.files()
     assert restored.pop("cache/kernel") == b"compiled here"
+    restored = {name: content for name, content in restored.items() if not name.startswith(".before-restore/")}
     lost = {name for name, content in facts["before"].items() if restored.get(name) != content}
     assert {name for name in lost if not name.startswith("metrics/")} <= {"drained.json"}
     assert {"of-the-new-machine", ".restored"} & set(restored) == set()
-    assert (machine.disk / "state" / "before-restore" / "of-the-new-machine").exists()
-    assert not machine.data.with_name("data.restoring").exists()
+    assert (machine.former / "of-the-new-machine").exists()
+    assert list(machine.disk.rglob("*.restoring")) == []
     assert (machine.etc / "policy.toml").read_text() == "# disk\n"
     assert (machine.etc / "platform.json").read_text() == "the new machine"
     with running(machine.disk) as service:
@@ -167,8 +200,8 @@ def test_a_dry_run_changes_nothing(backed_up):
 
 
 @long
-def test_a_restore_that_is_killed_anywhere_is_run_again_and_keeps_what_was_there(backed_up):
-    machine = new_machine(backed_up)
+def test_a_restore_that_is_killed_anywhere_is_run_again_and_keeps_what_was_there(place: Machine):
+    machine = place
     # the service's program is slow in the first run: it is killed between the exchange and the end
     slow = machine.disk / "slow"
     slow.write_text(f'#!/bin/sh\ntouch "{machine.disk}/reached"\nexec sleep 600\n')
@@ -185,19 +218,26 @@ def test_a_restore_that_is_killed_anywhere_is_run_again_and_keeps_what_was_there
         os.kill(pid, signal.SIGKILL)
     process.communicate()
     machine("restore")
-    assert (machine.disk / "state" / "before-restore" / "of-the-new-machine").exists()
+    assert (machine.former / "of-the-new-machine").exists()
     assert (machine.data / "cache" / "kernel").read_text() == "compiled here"
     assert not (machine.data / ".restored").exists()
 
 
 @long
-def test_a_service_that_does_not_start_brings_the_former_state_back(backed_up):
-    machine = new_machine(backed_up)
+def test_a_service_that_does_not_start_brings_the_former_state_back(place: Machine):
+    machine = place
     broken = json.loads((machine.disk / "backup.json").read_text())
     (machine.disk / "backup.json").write_text(json.dumps({**broken, "python": "/bin/false"}))
-    assert "load failed" in machine.fails("restore")
-    assert (machine.data / "of-the-new-machine").exists()
-    assert (machine.data / "cache" / "kernel").exists()
+    before = machine.files()
+    for _ in range(2):
+        assert "load failed" in machine.fails("restore")
+        assert {n: text for n, text in machine.files().items() if not n.startswith(".restoring/")} == before
+
+
+@long
+def test_data_on_a_disk_of_their_own_are_restored(place: Machine, backed_up):
+    if place.data.is_mount():
+        the_new_machine_has_what_was_there(backed_up[1], place)
 
 
 @long
@@ -206,6 +246,45 @@ def test_lost_data_are_restored(backed_up):
     shutil.rmtree(machine.data)
     machine("restore")
     assert (machine.data / "jobs" / backed_up[1]["alice"] / "log").exists()
+
+
+@pytest.fixture(params=["sftp", "s3"])
+def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Address and files of a storage that is no folder of the machine."""
+    if request.param == "s3":
+        credentials = tmp_path / "credentials"
+        credentials.write_text("AWS_ACCESS_KEY_ID=lab\nAWS_SECRET_ACCESS_KEY=nobody-sees-it\n")
+        with s3_server() as port:
+            yield {"repository": f"s3:http://127.0.0.1:{port}/{BUCKET}/lab", "environment": str(credentials)}
+        return
+    if reason := inability():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    folder = tmp_path / "sftp"
+    with sftp_server(folder) as port:
+        (tmp_path / "ssh_config").write_text(
+            f"Host *\n  IdentityFile {folder}/client_key\n  UserKnownHostsFile {folder}/known_hosts\n"
+            "  StrictHostKeyChecking yes\n  BatchMode yes\n"
+        )
+        user, config = getpass.getuser(), str(tmp_path / "ssh_config")
+        yield {"repository": f"sftp://{user}@127.0.0.1:{port}/{folder}/store", "ssh_config": config}
+
+
+@long
+def test_a_backup_that_lies_elsewhere_is_verified_and_restored(backed_up, elsewhere: dict[str, str]):
+    machine = new_machine(backed_up)
+    machine("restore")
+    before = machine.files()
+    settings = json.loads((machine.disk / "backup.json").read_text())
+    (machine.disk / "backup.json").write_text(json.dumps({**settings, **elsewhere}))
+    told = machine("run")
+    assert told["ok"] and told["verified_files"] >= 5
+    shutil.rmtree(machine.data)
+    machine("restore")
+    restored = machine.files()
+    assert {name: restored.get(name) for name in before if not name.startswith(("cache/", "metrics/", "store/"))} == {
+        name: text for name, text in before.items() if not name.startswith(("cache/", "metrics/", "store/"))
+    }
+    assert len(machine("list")) == 1
 
 
 def test_what_cannot_be_restored_is_told_in_a_sentence(backed_up):
