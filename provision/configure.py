@@ -29,7 +29,7 @@ NOT_BAKED = ("machine", "gpu_driver")
 """Tags of what is not done on the machine of which an image is made."""
 
 _BAKED_ROLES = ("base", "xrootd_client", "mlaas4hep")
-_OTHER_ROLES = ("gpu_driver", "slurm", "web_proxy", "monitoring")
+_OTHER_ROLES = ("gpu_driver", "jupyter", "slurm", "web_proxy", "monitoring")
 
 
 @dataclass
@@ -52,6 +52,7 @@ def platform_variables(record: Record, framework: Framework) -> dict[str, Any]:
         "mlaas4hep_gpus": gpus,
         "slurm_gpus": gpus,
         "monitoring_kind": record.spec.monitoring,
+        "jupyter_kind": record.spec.service if record.spec.jupyter else "none",
         **_installed_variables(record.spec, framework),
         **_service_variables(record.spec),
         **_cluster_variables(record.spec),
@@ -135,6 +136,7 @@ def _configuration_digest(variables: dict[str, Any], framework: Framework) -> st
     files = [p for d in ("playbooks", "roles") for p in sorted((base / d).rglob("*")) if p.is_file()]
     paths = {"mlaas4hep_installer", "mlaas4hep_lock", "mlaas4hep_wheel"}
     files += [Path(variables["mlaas4hep_installer"]), Path(variables["mlaas4hep_lock"])]
+    files += [base / "locks" / "jupyter.txt"] if variables["jupyter_kind"] != "none" else []
     words = {k: v for k, v in variables.items() if k not in paths}
     for name in ("mlaas4hep_policy", "mlaas4hep_issuer_ca", "web_proxy_certificate", "web_proxy_key"):
         if words.get(name):

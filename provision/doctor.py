@@ -67,7 +67,10 @@ def examine_platform(cloud: Cloud, platform: Platform) -> list[Finding]:
 
 def _on_the_machine(remote: Remote, platform: Platform) -> list[Finding]:
     findings = []
-    probes = _PROBES if platform.record.state == "ready" else {"boot": _PROBES["boot"]}
+    probes = dict(_PROBES) if platform.record.state == "ready" else {"boot": _PROBES["boot"]}
+    if platform.record.state == "ready" and platform.spec.jupyter:
+        unit = "platform-jupyterhub.service" if platform.spec.domain else "platform-jupyter.service"
+        probes["notebooks"] = (["systemctl", "is-active", unit], "active")
     for check, (words, wanted) in probes.items():
         try:
             lines = remote.run(["sh", "-c", '"$@" 2>&1 || true', "sh", *words]).strip().splitlines()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,15 +16,20 @@ from provision.remote import Remote
 
 PORT = 8080
 """Where a platform's service listens, on its loopback only."""
+NOTEBOOK = 8888
 SERVED = {
     PORT: ("service", "http"),
     8081: ("inference", "http"),
     8082: ("inference by gRPC", "grpc"),
-    8888: ("notebook", "http"),
+    NOTEBOOK: ("notebook", "http"),
     443: ("web pages", "https"),
 }
-"""What a platform may serve: port -> what it is, scheme of its URL. A notebook is one that its user has started."""
+"""What a platform may serve: port -> what it is, scheme of its URL.
+
+A notebook is the role `jupyter`'s, or one that its user has started.
+"""
 TOKEN = "/var/lib/mlaas4hep/token"  # noqa: S105  (the file that holds it)
+NOTEBOOK_TOKEN = "/etc/mlaas4hep/jupyter-token"  # noqa: S105  (as well)
 
 
 @contextmanager
@@ -44,14 +49,14 @@ def reached(record: Record, remote: Remote) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def token_file(remote: Remote) -> Iterator[Path]:
-    """A file, for this user only and as long as this is open, with the token of a personal platform's service.
+def token_file(remote: Remote, there: str = TOKEN) -> Iterator[Path]:
+    """A file, for this user only and as long as this is open, with the token of the file `there` on the machine.
 
-    Raises RemoteError when the platform has no such service.
+    By default it is that of a personal platform's service. Raises RemoteError when there is no such file.
     """
     with tempfile.TemporaryDirectory(prefix="provision-") as private:
         token = Path(private) / "token"
-        write_private(token, remote.run(["sudo", "cat", TOKEN]).encode())
+        write_private(token, remote.run(["sudo", "cat", there]).encode())
         yield token
 
 
@@ -65,13 +70,13 @@ def listening(remote: Remote) -> set[int]:
     return ports
 
 
-def await_service(remote: Remote, seconds: float) -> set[int]:
+def await_service(remote: Remote, seconds: float, further: Collection[int] = ()) -> set[int]:
     """The ports at which the machine listens, once those of a platform's service are among them, or after `seconds`.
 
-    It takes some seconds from the start of the service's unit until it listens.
+    `further` ports are waited for as well. It takes some seconds from the start of a service's unit until it listens.
     """
     end = time.monotonic() + seconds
-    while not (ports := listening(remote)) >= _OF_SERVICE and time.monotonic() < end:
+    while not (ports := listening(remote)) >= {*_OF_SERVICE, *further} and time.monotonic() < end:
         time.sleep(1)
     return ports
 

@@ -143,7 +143,7 @@ class PlatformSpec(BaseModel):
     jump host (`USER@HOST[:PORT]`). `frameworks` names machine-learning frameworks that the platform must have: of
     LIBRARIES, or paths of their wheels on this computer. `mlaas4hep` is the MLaaS4HEP that is installed: empty for the
     one that this toolkit came with, else a released version or the path of a wheel. `monitoring` is `none`, `exporters`
-    (figures for a Prometheus elsewhere) or `prometheus` (one on the machine as well).
+    (figures for a Prometheus elsewhere) or `prometheus` (one on the machine as well). `jupyter` asks for notebooks.
 
     `service` is `personal`, for one user who reaches it over SSH, or `shared`: under `domain`, for whoever has a token
     of the OpenID Connect issuer `iam` for `client_id`, as the file `policy` allows. Its certificate is from an ACME CA,
@@ -175,6 +175,7 @@ class PlatformSpec(BaseModel):
     frameworks: tuple[Annotated[str, AfterValidator(_library)], ...] = ()
     mlaas4hep: str = ""
     monitoring: Literal["none", "exporters", "prometheus"] = "none"
+    jupyter: bool = False
     service: Literal["personal", "shared"] = "personal"
     domain: Annotated[str | None, Field(pattern=DOMAIN_PATTERN, max_length=253)] = None
     iam: Annotated[str | None, Field(pattern=r"^https://[^\s?#]+$")] = None

@@ -42,9 +42,12 @@ def connect(
         signal.signal(ending, signal.default_int_handler)
     try:
         with Remote(opened.folder) as remote, ExitStack() as stack:
-            if opened.record.state == "ready":
+            spec, ready = opened.record.spec, opened.record.state == "ready"
+            notebook = ready and spec.jupyter and not spec.domain
+            if ready:
                 with console().stage("waiting for the service"):
-                    listening = service.await_service(remote, SERVICE_SECONDS)
+                    further = [service.NOTEBOOK] if notebook else []
+                    listening = service.await_service(remote, SERVICE_SECONDS, further)
             else:
                 listening = service.listening(remote)
             served = (listening & set(service.SERVED)) | set(ports or ())
@@ -53,17 +56,21 @@ def connect(
                     f"Nothing that {name} could serve listens there.",
                     f"`provision doctor {name}` looks for the cause; --port names a port of yours.",
                 )
-            personal = service.PORT in served and opened.record.state == "ready" and not opened.record.spec.domain
-            token = stack.enter_context(service.token_file(remote)) if personal else None
+            tokens: dict[int, Path] = {}
+            if service.PORT in served and ready and not spec.domain:
+                tokens[service.PORT] = stack.enter_context(service.token_file(remote))
+            if service.NOTEBOOK in served and notebook:
+                there = service.NOTEBOOK_TOKEN
+                tokens[service.NOTEBOOK] = stack.enter_context(service.token_file(remote, there))
             tunnels = stack.enter_context(remote.tunnels(sorted(served)))
-            _show(opened.record, tunnels.here, token, as_json)
+            _show(opened.record, tunnels.here, tokens, as_json)
             tunnels.wait()
     except KeyboardInterrupt:
         console().say(f"The tunnels to {name} are closed.")
 
 
-def _show(record: Record, here: dict[int, int], token: Path | None, as_json: bool) -> None:
-    from provision.service import SERVED
+def _show(record: Record, here: dict[int, int], tokens: dict[int, Path], as_json: bool) -> None:
+    from provision.service import NOTEBOOK, PORT, SERVED
 
     out = console()
     rows: list[dict[str, Any]] = []
@@ -71,13 +78,17 @@ def _show(record: Record, here: dict[int, int], token: Path | None, as_json: boo
         what, scheme = SERVED.get(there, (f"port {there}", "http"))
         rows.append({"name": what, "port": there, "url": f"{scheme}://127.0.0.1:{mine}"})
     if as_json:
-        out.emit({"platform": record.name, "tunnels": rows, "token_file": str(token) if token else None})
+        named = {"token_file": PORT, "notebook_token_file": NOTEBOOK}
+        files = {name: str(tokens[port]) if port in tokens else None for name, port in named.items()}
+        out.emit({"platform": record.name, "tunnels": rows, **files})
     else:
         out.table(["what", "port there", "address here"], [list(row.values()) for row in rows])
-        if token:
-            out.data(f"The service's token is in {token} for as long as this command runs.")
+        for port, token in tokens.items():
+            out.data(f"The {SERVED[port][0]}'s token is in {token} for as long as this command runs.")
         if record.spec.domain:
             out.data(f"Without a tunnel: https://{record.spec.domain}")
+            if record.spec.jupyter:
+                out.data(f"Notebooks: https://{record.spec.domain}/jupyter/")
     out.say("The tunnels are open until Ctrl-C.")
 
 

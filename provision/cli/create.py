@@ -54,6 +54,9 @@ def create(
         metavar="none|exporters|prometheus",
         help="Figures for a Prometheus elsewhere, or one on the machine as well.  [none]",
     ),
+    jupyter: bool | None = typer.Option(
+        None, "--jupyter/--no-jupyter", help="JupyterLab with the framework; for a shared service JupyterHub.  [no]"
+    ),
     service: str | None = typer.Option(
         None, metavar="personal|shared", help="Who uses the platform: you over SSH, or many by HTTPS.  [personal]"
     ),
@@ -118,6 +121,7 @@ def create(
         "frameworks": framework or None,
         "mlaas4hep": mlaas4hep,
         "monitoring": monitoring,
+        "jupyter": jupyter,
         "service": service,
         "domain": domain,
         "iam": iam,

@@ -30,7 +30,7 @@ CATALOGUE = "metadata.yml"
 """Paths below the folder that is rendered; the first three are those of INFN-Cloud's repository tosca-types as well."""
 
 HONOURED = frozenset(
-    {"name", "cpus", "memory", "disk", "gpu", "ports", "idle_stop", "frameworks", "mlaas4hep", "monitoring"}
+    {"name", "cpus", "memory", "disk", "gpu", "ports", "idle_stop", "frameworks", "mlaas4hep", "monitoring", "jupyter"}
     | {"service", "domain", "iam", "client_id", "executor", "endpoints", "tls"}
 )
 """What of a spec a template can say. `cloud` is the orchestrator's choice."""
@@ -58,6 +58,7 @@ PROPERTIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mlaas4hep_endpoints": ("endpoints", _TEXTS),
     "web_proxy_tls": ("tls", _one_of("internal", "acme")),
     "monitoring_kind": ("monitoring", _one_of("none", "exporters", "prometheus")),
+    "jupyter_kind": ("jupyter", _one_of("none", "personal", "shared")),
 }
 """Which property of the node each variable of the roles is taken from, and that property's definition."""
 
@@ -340,7 +341,7 @@ def _copy_role(framework: Framework, target: Path) -> None:
     (play,) = yaml.safe_load((share() / "playbooks/platform.yml").read_text(encoding="utf-8"))
     for role in play["roles"]:
         shutil.copytree(share() / "roles" / role["role"], target / "roles" / role["role"])
-    for lock in ("installer", "platform", "platform-gpu"):
+    for lock in ("installer", "platform", "platform-gpu", "jupyter"):
         shutil.copyfile(share() / "locks" / f"{lock}.txt", _made(target / "locks" / f"{lock}.txt"))
     if framework.wheel:
         shutil.copyfile(framework.wheel, _made(target / "wheels" / framework.wheel.name))

@@ -91,6 +91,7 @@ class Submission:
                 "frameworks": ["torch"] if any(entry.startswith("torch") for entry in packages) else [],
                 "mlaas4hep": "" if said["version"] == __version__ else said["version"],
                 "monitoring": said.get("monitoring", "none"),
+                "jupyter": said.get("jupyter", "none") != "none",
                 **(service if said.get("service") == "shared" else {}),
             }
         )

@@ -37,7 +37,16 @@ class Case:
 NEEDED = {"domain": SHARED["domain"], "client_id": SHARED["client_id"]}
 CASES = {
     "personal": Case({}),
-    "large": Case({"cpus": 12, "memory": "1536MB", "ports": [6006], "idle_stop": "3h", "monitoring": "prometheus"}),
+    "large": Case(
+        {
+            "cpus": 12,
+            "memory": "1536MB",
+            "ports": [6006],
+            "idle_stop": "3h",
+            "monitoring": "prometheus",
+            "jupyter": True,
+        }
+    ),
     "gpu": Case({"gpu": "T4:2", "frameworks": ["torch"]}),
     "acme": Case(SHARED, NEEDED),
     "slurm": Case({**OWN, "executor": "slurm", "endpoints": ["eos.example.org:1094"]}, NEEDED),

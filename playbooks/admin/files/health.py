@@ -31,6 +31,7 @@ UNITS = {
     "slurmctld.service": "/etc/systemd/system/slurmctld.service.d/mlaas4hep.conf",
     "slurmd.service": "/etc/systemd/system/slurmd.service.d/mlaas4hep.conf",
     "slurmrestd.service": "/etc/systemd/system/slurmrestd.service.d/mlaas4hep.conf",
+    "platform-jupyter.service": "/etc/systemd/system/platform-jupyter.service",
     "platform-backup.timer": "/etc/platform-backup/backup.json",
 }
 

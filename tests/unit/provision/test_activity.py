@@ -7,6 +7,8 @@ import importlib.util
 import json
 import socket
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,7 +40,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def activity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script as a module, on a machine with no job and no GPU."""
     module = load(monkeypatch)
-    module.__dict__.update(STATE=tmp_path / "run/activity.json", job=str, gpu=str, connection=str)
+    module.__dict__.update(STATE=tmp_path / "run/activity.json", job=str, kernel=str, gpu=str, connection=str)
     return module
 
 
@@ -76,6 +78,40 @@ def test_a_connection_to_the_outside_is_none(monkeypatch: pytest.MonkeyPatch, tm
 def test_a_connection_of_the_machine_to_itself_is_none(monkeypatch: pytest.MonkeyPatch):
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
         assert not load(monkeypatch).connection().endswith(f" {server.getsockname()[1]}")
+
+
+class Kernels(BaseHTTPRequestHandler):
+    """Tells of its kernels whoever has the token, as Jupyter's server does."""
+
+    def do_GET(self) -> None:
+        allowed = (self.path, self.headers["Authorization"]) == ("/api/kernels", "token t0ken")
+        self.send_response(200 if allowed else 403)
+        self.end_headers()
+        if allowed:
+            states = self.server.states  # type: ignore[attr-defined]
+            self.wfile.write(json.dumps([{"id": "x", "execution_state": state} for state in states]).encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing is logged."""
+
+
+def test_a_kernel_at_work_is_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    module = load(monkeypatch)
+    token = tmp_path / "token"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Kernels) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        there = f"http://127.0.0.1:{server.server_port}/api/kernels"
+        module.__dict__.update(NOTEBOOKS=there, NOTEBOOK_TOKEN=token)
+        server.states = ["idle", "busy"]  # type: ignore[attr-defined]
+        assert module.kernel() == ""
+        token.write_text("t0ken\n")
+        assert module.kernel() == "a notebook's kernel at work"
+        server.states = ["idle", "starting"]  # type: ignore[attr-defined]
+        assert module.kernel() == ""
+        token.write_text("another")
+        assert module.kernel() == ""
+        server.shutdown()
+    assert module.kernel() == ""
 
 
 def test_idleness_lasts_until_somebody_comes(activity: ModuleType):

@@ -40,7 +40,9 @@ def submission(wishes: dict[str, Any], values: dict[str, Any]) -> Submission:
         ({}, {}, {}),
         ({"cpus": 12, "memory": "1536MB", "disk": "100GB", "ports": [6006], "idle_stop": "3h"}, {}, {}),
         ({"gpu": "T4:2", "frameworks": ["torch"], "monitoring": "exporters"}, {}, {}),
+        ({"jupyter": True}, {}, {}),
         (SHARED, CHOSEN, {}),
+        ({**SHARED, "jupyter": True}, CHOSEN, {}),
         ({**SHARED, "tls": "internal", "executor": "slurm", "endpoints": ["eos.example.org:1094"]}, CHOSEN, {}),
         (
             {"gpu": "any"},

@@ -29,7 +29,7 @@ SHARED = {"service": "shared", "domain": "ml.example.org", "iam": "https://iam.e
 SPECS: dict[str, dict[str, Any]] = {
     "personal": {},
     "large": {"cpus": 12, "memory": "1536MB", "disk": "100GB", "ports": [6006], "idle_stop": "3h"},
-    "monitored": {"monitoring": "prometheus"},
+    "monitored": {"monitoring": "prometheus", "jupyter": True},
     "gpu": {"gpu": "T4:2", "frameworks": ["torch"]},
     "acme": SHARED,
     "shared": {**SHARED, "tls": "internal", "gpu": "any", "endpoints": ["eos.example.org:1094"]},

@@ -12,7 +12,7 @@ import yaml
 
 from tests.conftest import REPOSITORY
 
-ROLES = ("base", "xrootd_client", "mlaas4hep", "slurm", "web_proxy", "monitoring", "backup")
+ROLES = ("base", "xrootd_client", "mlaas4hep", "jupyter", "slurm", "web_proxy", "monitoring", "backup")
 WRITERS = ("copy", "template", "file")
 PACKAGES = ("/etc/nginx/", "/etc/slurm/", "/etc/xrootd/", "/etc/grid-security/", "/etc/prometheus/")
 """Folders of Debian packages: the settings in them stay with the packages."""
