@@ -1,0 +1,202 @@
+"""Notebooks on machines of this computer: on a personal platform, and by the hub of a shared one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tornado.httpclient import HTTPRequest
+from tornado.websocket import websocket_connect
+
+from provision.record import Home
+from provision.remote import Remote
+from tests.conftest import Command, long
+from tests.slurm.cluster import wait_until
+
+pytestmark = [pytest.mark.machine, long]
+
+NAME = "jupyterone"
+PERSONAL = ["create", NAME, "--cloud", "local", "--disk", "10GB", "--jupyter", "--idle-stop", "8h", "--yes"]
+ACTIVITY = ["sudo", "systemctl", "start", "platform-activity.service"]
+
+
+@contextlib.contextmanager
+def connected(provision: Command, name: str) -> Iterator[dict[str, Any]]:
+    """What `provision connect` tells while it runs."""
+    with subprocess.Popen(
+        ["provision", "connect", name, "--json"],
+        env=provision.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            lines: list[str] = []
+            # indented JSON ends with a brace at the beginning of a line
+            while lines[-1:] != ["}\n"]:
+                lines.append(process.stdout.readline())
+                assert lines[-1], process.communicate()[1]
+            yield json.loads("".join(lines))
+        finally:
+            process.terminate()
+
+
+class Notebook:
+    """A kernel of a Jupyter server, as its page uses one.
+
+    Attributes:
+        client: an HTTP client of the server, signed in.
+        address: of its WebSockets.
+    """
+
+    def __init__(self, client: httpx.Client, address: str, **headers: str) -> None:
+        self.client, self.address, self.headers = client, address, headers
+        started = client.post("api/kernels", json={"name": "python3"}, headers=headers)
+        assert started.status_code == 201, started.text
+        self.kernel = started.json()["id"]
+
+    def run(self, code: str, **connection: Any) -> str:
+        """Run a cell; what it printed."""
+        return asyncio.run(self._run(code, connection))
+
+    async def _run(self, code: str, connection: dict[str, Any]) -> str:
+        url = f"{self.address}api/kernels/{self.kernel}/channels"
+        channel = await websocket_connect(HTTPRequest(url, headers=self.headers, **connection))
+        # https://jupyter-client.readthedocs.io/en/stable/messaging.html
+        header = {
+            "msg_id": uuid.uuid4().hex,
+            "msg_type": "execute_request",
+            "session": "",
+            "username": "",
+            "version": "5.3",
+        }
+        message = {"header": header, "parent_header": {}, "metadata": {}, "channel": "shell", "content": {"code": code}}
+        await channel.write_message(json.dumps(message))
+        printed = ""
+        while True:
+            told = await channel.read_message()
+            assert told is not None, f"the kernel has hung up after {printed!r}"
+            answer = json.loads(told)
+            if answer["parent_header"].get("msg_id") != header["msg_id"]:
+                continue
+            match answer["msg_type"]:
+                case "stream":
+                    printed += answer["content"]["text"]
+                case "error":
+                    raise AssertionError("\n".join(answer["content"]["traceback"]))
+                case "status" if answer["content"]["execution_state"] == "idle":
+                    channel.close()
+                    return printed
+
+    def begin(self, code: str) -> None:
+        """Run a cell without waiting for its end."""
+        asyncio.run(self._begin(code))
+
+    async def _begin(self, code: str) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._run(code, {}), 5)
+
+    @property
+    def state(self) -> str:
+        """Whether it works."""
+        return str(self.client.get(f"api/kernels/{self.kernel}").json()["execution_state"])
+
+
+def changed(provision: Command, name: str) -> list[str]:
+    """Which tasks have changed something when roles were last applied."""
+    runs = sorted((provision.home / f"provision/platforms/{name}/logs").glob("platform-*.json"))
+    tasks = json.loads(runs[-1].read_text())["changed_tasks"]
+    return [task for task in tasks if "record" not in task.lower()]
+
+
+WHERE = """
+import sys, pathlib
+import mlaas4hep.cli, keras
+print(sys.prefix, keras.__version__, pathlib.Path(keras.__file__))
+"""
+EXAMPLE = """
+import subprocess, tempfile, json, pathlib
+folder = tempfile.mkdtemp()
+run = lambda *words: subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True).stdout
+run("mlaas4hep", "example-data", "higgs", "--events", "2000")
+run("mlaas4hep", "train", "--folder", "higgs", "--fout", "model")
+print(json.loads(pathlib.Path(folder, "model", "metrics.json").read_text())["final"]["test"]["auc"])
+print(run("mlaas4hep", "client", "me", "--json"))
+"""
+
+
+class TestPersonal:
+    """One platform, in the order of the tests."""
+
+    @pytest.fixture(scope="class")
+    def ready(self, computer_with_machines: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+        """The command, in a home with the platform `jupyterone`."""
+        provision = Command(tmp_path_factory.mktemp("home"))
+        try:
+            provision(*PERSONAL)
+            yield provision
+        finally:
+            provision("delete", NAME, "--yes")
+
+    def test_a_kernel_of_the_framework_is_reached_by_tunnel_and_token(self, ready: Command):
+        with connected(ready, NAME) as shown:
+            url = next(tunnel["url"] for tunnel in shown["tunnels"] if tunnel["name"] == "notebook")
+            token = Path(shown["notebook_token_file"])
+            assert token.stat().st_mode & 0o077 == 0
+            assert httpx.get(f"{url}/api/kernels").status_code == 403
+            assert "Token" in httpx.get(f"{url}/lab", follow_redirects=True).text
+            authorization = {"Authorization": f"token {token.read_text().strip()}"}
+            with httpx.Client(base_url=url, headers=authorization, timeout=300) as client:
+                specs = client.get("/api/kernelspecs").json()["kernelspecs"]
+                assert [spec["spec"]["display_name"] for spec in specs.values()] == ["MLaaS4HEP"]
+                assert client.get("/lab").status_code == 200
+                notebook = Notebook(client, f"{url.replace('http', 'ws', 1)}/", **authorization)
+                prefix, version, place = notebook.run(WHERE).split()
+                assert prefix == "/opt/mlaas4hep-jupyter/venv" and place.startswith("/opt/mlaas4hep/venv"), version
+                auc, me = notebook.run(EXAMPLE).split("\n", 1)
+                assert float(auc) > 0.7
+                assert "local" in json.loads(me).values()
+                who = notebook.run(
+                    "import getpass, subprocess; print(getpass.getuser())\n"
+                    "print(subprocess.run(['sudo', '-n', 'true'], capture_output=True).returncode)"
+                )
+                assert who.split() == ["physicist", "1"]
+                assert notebook.state == "idle"
+                self.is_use_for_as_long_as_it_works(ready, notebook)
+        assert not token.exists()
+
+    def is_use_for_as_long_as_it_works(self, ready: Command, notebook: Notebook) -> None:
+        def use() -> str:
+            ready("ssh", NAME, "--", *ACTIVITY)
+            return str(json.loads(ready("ssh", NAME, "--", "cat", "/run/platform/activity.json"))["busy"])
+
+        # it only waits: no processor is at work
+        notebook.begin("import time; time.sleep(100000)")
+        wait_until(lambda: notebook.state == "busy")
+        assert use() == "a notebook's kernel at work"
+        notebook.client.post(f"api/kernels/{notebook.kernel}/interrupt")
+        wait_until(lambda: notebook.state == "idle")
+        assert "notebook" not in use()
+
+    def test_token_and_unit_are_the_users_own(self, ready: Command):
+        told = ready("ssh", NAME, "--", "stat", "--format=%U %a", "/etc/mlaas4hep/jupyter-token")
+        assert told.split() == ["physicist", "600"]
+        with Remote(Home(ready.home / "provision").folder(NAME)) as remote:
+            token = remote.run(["cat", "/etc/mlaas4hep/jupyter-token"]).strip()
+            assert token not in remote.run(["sh", "-c", "cat /proc/[0-9]*/cmdline"], check=False)
+        assert token not in ready.logs()
+        assert "notebooks" in ready("doctor", NAME)
+
+    def test_roles_run_again_change_nothing(self, ready: Command):
+        ready("ssh", NAME, "--", "sudo", "rm", "/etc/mlaas4hep/platform.json")
+        ready(*PERSONAL)
+        assert changed(ready, NAME) == []
