@@ -53,6 +53,7 @@ def platform_variables(record: Record, framework: Framework) -> dict[str, Any]:
         "slurm_gpus": gpus,
         "monitoring_kind": record.spec.monitoring,
         "jupyter_kind": record.spec.service if record.spec.jupyter else "none",
+        "jupyter_user": record.access.user if record.access else "",
         **_installed_variables(record.spec, framework),
         **_service_variables(record.spec),
         **_cluster_variables(record.spec),

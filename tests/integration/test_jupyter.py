@@ -19,6 +19,9 @@ from tornado.websocket import websocket_connect
 from provision.record import Home
 from provision.remote import Remote
 from tests.conftest import Command, long
+from tests.e2e.shared_service import DOMAIN, SharedService
+from tests.oidc.fixtures import need_provider
+from tests.oidc.provider import log_in, oidc_provider
 from tests.slurm.cluster import wait_until
 
 pytestmark = [pytest.mark.machine, long]
@@ -89,7 +92,7 @@ class Notebook:
             if answer["parent_header"].get("msg_id") != header["msg_id"]:
                 continue
             match answer["msg_type"]:
-                case "stream":
+                case "stream" if answer["content"]["name"] == "stdout":
                     printed += answer["content"]["text"]
                 case "error":
                     raise AssertionError("\n".join(answer["content"]["traceback"]))
@@ -200,3 +203,122 @@ class TestPersonal:
         ready("ssh", NAME, "--", "sudo", "rm", "/etc/mlaas4hep/platform.json")
         ready(*PERSONAL)
         assert changed(ready, NAME) == []
+
+
+SHARED = ["create", "hub", "--cloud", "local", "--disk", "10GB", "--jupyter", "--service", "shared", "--domain", DOMAIN]
+POLICY = '[groups."/cms"]\nroles = ["submit", "serve"]\n\n[groups."/atlas"]\nroles = ["serve"]\n'
+LIMITS = ["MemoryMax", "CPUQuotaPerSecUSec", "TasksMax", "NoNewPrivileges", "DynamicUser", "ProtectSystem"]
+
+
+class Visitor:
+    """A person's browser at the service, which signs in when it is asked to."""
+
+    def __init__(self, service: SharedService, user: str) -> None:
+        self.service, self.user = service, user
+        self.pages = service.browser()
+
+    def visit(self, path: str) -> httpx.Response:
+        """Get a page, through all redirects."""
+        page = self.pages.get(path)
+        with self.service.provider.browser() as at_provider:
+            while page.is_redirect:
+                target = page.url.join(page.headers["Location"])
+                if target.host != DOMAIN:
+                    page = log_in(at_provider, at_provider.get(target), self.user)
+                    target = httpx.URL(page.headers["Location"])
+                page = self.pages.get(target)
+        return page
+
+    def key(self) -> str:
+        """What the service calls the person."""
+        return str(self.pages.get("/api/v1/me").json()["key"])
+
+    def cookies(self) -> str:
+        """All that it would send."""
+        return "; ".join(f"{cookie.name}={cookie.value}" for cookie in self.pages.cookies.jar)
+
+    def notebook(self) -> Notebook:
+        """A kernel of the person's own server, once that runs."""
+        assert self.visit("/jupyter/hub/spawn").status_code == 200
+        home = f"/jupyter/user/{self.key()}/"
+        wait_until(lambda: (page := self.visit(f"{home}lab")).status_code == 200 and page.url.path == f"{home}lab")
+        client = self.service.browser()
+        client.base_url = f"https://{DOMAIN}{home}"
+        client.cookies = self.pages.cookies
+        xsrf = next(c.value for c in client.cookies.jar if c.name == "_xsrf" and c.path == home)
+        return Notebook(client, f"wss://{self.service.address}{home}", **{"X-XSRFToken": str(xsrf)})
+
+    def run(self, notebook: Notebook, code: str) -> str:
+        """Run a cell, through the web proxy."""
+        notebook.headers |= {"Host": DOMAIN, "Cookie": self.cookies()}
+        return notebook.run(code, validate_cert=False)
+
+
+class TestShared:
+    """One shared platform, in the order of the tests; carol and alice are of /cms, bob is not."""
+
+    @pytest.fixture(scope="class")
+    def service(
+        self, computer_with_machines: None, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[SharedService]:
+        need_provider()
+        folder = tmp_path_factory.mktemp("hub")
+        provision = Command(folder)
+        (folder / "policy.toml").write_text(POLICY)
+        with oidc_provider(tmp_path_factory.mktemp("oidc")) as provider:
+            words = ["--iam", provider.issuer, "--iam-ca", str(provider.ca_file), "--client-id", "public"]
+            words += ["--tls", "internal", "--policy", str(folder / "policy.toml"), "--yes"]
+            try:
+                provision(*SHARED, *words)
+                made = SharedService(provision, "hub", provider, folder)
+                with made.provider_reached():
+                    yield made
+            finally:
+                provision("delete", "hub", "--yes")
+
+    def test_users_have_servers_of_their_own_within_limits(self, service: SharedService):
+        alice, carol = Visitor(service, "alice"), Visitor(service, "carol")
+        books = {visitor: visitor.notebook() for visitor in (alice, carol)}
+        who = "import getpass, os, subprocess, mlaas4hep\n"
+        who += "print(getpass.getuser(), os.getcwd(), subprocess.run(['sudo', '-n', 'true']).returncode)"
+        for visitor, notebook in books.items():
+            key = visitor.key()
+            assert visitor.run(notebook, who).split() == [f"jupyter-{key}", f"/var/lib/platform-jupyter/{key}", "1"]
+            assert "0o700" in visitor.run(notebook, "print(oct(os.stat('.').st_mode & 0o777))")
+            unit = ["systemctl", "show", f"platform-jupyter-{key}.service", f"--property={','.join(LIMITS)}"]
+            told = dict(line.split("=", 1) for line in service.on_machine(*unit).splitlines())
+            assert 0 < int(told["MemoryMax"]) < 2**40 and told["CPUQuotaPerSecUSec"] == "2s", told
+            assert (told["NoNewPrivileges"], told["DynamicUser"], told["ProtectSystem"]) == ("yes", "yes", "strict")
+        look = f"print(os.path.exists('/var/lib/platform-jupyter/{alice.key()}/.'))"
+        assert carol.run(books[carol], look).strip() == "False"
+
+    def test_nobody_sees_the_page_of_another(self, service: SharedService):
+        alice, carol = Visitor(service, "alice"), Visitor(service, "carol")
+        assert [visitor.visit("/jupyter/").status_code for visitor in (alice, carol)] == [200, 200]
+        assert carol.pages.get(f"/jupyter/user/{alice.key()}/lab").status_code == 403
+        with service.browser() as nobody:
+            answer = nobody.get(f"/jupyter/user/{alice.key()}/lab")
+            assert answer.status_code == 303 and answer.headers["Location"].startswith(f"https://{DOMAIN}/login?next=")
+            assert nobody.get("/jupyter/hub/gate").status_code == 404
+
+    def test_whom_the_policy_leaves_out_is_refused(self, service: SharedService):
+        page = Visitor(service, "bob").visit("/jupyter/")
+        assert page.status_code == 403 and "policy" in page.text
+
+    def test_a_server_ends_for_its_user_with_the_session(self, service: SharedService):
+        alice = Visitor(service, "alice")
+        notebook = alice.notebook()
+        session = next(cookie.value for cookie in alice.pages.cookies.jar if cookie.name == "__Host-mlaas4hep")
+        assert session not in alice.run(notebook, "import os; print(os.environ)")
+        alice.run(notebook, "print(1)")
+        csrf = {"X-CSRF-Token": alice.pages.get("/login/session").json()["csrf_token"]}
+        assert alice.pages.post("/logout", headers=csrf).status_code == 303
+        wait_until(lambda: notebook.client.get("api/kernels").status_code == 303)
+
+    def test_roles_run_again_change_nothing(self, service: SharedService):
+        spec = json.loads(service.provision("show", "hub", "--json"))["spec"]
+        wishes = service.folder / "hub.json"
+        wishes.write_text(json.dumps(spec))
+        service.on_machine("sudo", "rm", "/etc/mlaas4hep/platform.json")
+        service.provision("create", "--spec", str(wishes), "--yes")
+        assert changed(service.provision, "hub") == []

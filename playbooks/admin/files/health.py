@@ -32,6 +32,7 @@ UNITS = {
     "slurmd.service": "/etc/systemd/system/slurmd.service.d/mlaas4hep.conf",
     "slurmrestd.service": "/etc/systemd/system/slurmrestd.service.d/mlaas4hep.conf",
     "platform-jupyter.service": "/etc/systemd/system/platform-jupyter.service",
+    "platform-jupyterhub.service": "/etc/systemd/system/platform-jupyterhub.service",
     "platform-backup.timer": "/etc/platform-backup/backup.json",
 }
 

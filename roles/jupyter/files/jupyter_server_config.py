@@ -1,4 +1,5 @@
-# JupyterLab of a personal platform; written by the role jupyter. The token is in the file of JUPYTER_TOKEN_FILE.
+"""JupyterLab of a personal platform. The token is in the file of JUPYTER_TOKEN_FILE. Written by the role jupyter."""
+
 c = get_config()  # noqa: F821
 c.ServerApp.ip = "127.0.0.1"
 c.ServerApp.port = 8888

@@ -11,7 +11,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -83,13 +83,15 @@ def test_a_connection_of_the_machine_to_itself_is_none(monkeypatch: pytest.Monke
 class Kernels(BaseHTTPRequestHandler):
     """Tells of its kernels whoever has the token, as Jupyter's server does."""
 
+    states: ClassVar[dict[str, list[str]]] = {}
+
     def do_GET(self) -> None:
-        allowed = (self.path, self.headers["Authorization"]) == ("/api/kernels", "token t0ken")
+        allowed = self.headers["Authorization"] == "token t0ken" and self.path in self.states
         self.send_response(200 if allowed else 403)
         self.end_headers()
         if allowed:
-            states = self.server.states  # type: ignore[attr-defined]
-            self.wfile.write(json.dumps([{"id": "x", "execution_state": state} for state in states]).encode())
+            told = [{"id": "x", "execution_state": state} for state in self.states[self.path]]
+            self.wfile.write(json.dumps(told).encode())
 
     def log_message(self, *_: Any) -> None:
         """Nothing is logged."""
@@ -97,17 +99,21 @@ class Kernels(BaseHTTPRequestHandler):
 
 def test_a_kernel_at_work_is_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     module = load(monkeypatch)
-    token = tmp_path / "token"
+    token, servers = tmp_path / "token", tmp_path / "servers.json"
+    busy = "a notebook's kernel at work"
     with ThreadingHTTPServer(("127.0.0.1", 0), Kernels) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        there = f"http://127.0.0.1:{server.server_port}/api/kernels"
-        module.__dict__.update(NOTEBOOKS=there, NOTEBOOK_TOKEN=token)
-        server.states = ["idle", "busy"]  # type: ignore[attr-defined]
+        there = f"http://127.0.0.1:{server.server_port}"
+        module.__dict__.update(NOTEBOOK=there, NOTEBOOK_TOKEN=token, HUB_SERVERS=servers, HUB_TOKEN=token)
+        Kernels.states = {"/api/kernels": ["idle", "busy"]}
         assert module.kernel() == ""
         token.write_text("t0ken\n")
-        assert module.kernel() == "a notebook's kernel at work"
-        server.states = ["idle", "starting"]  # type: ignore[attr-defined]
+        assert module.kernel() == busy
+        Kernels.states = {"/api/kernels": ["idle", "starting"]}
         assert module.kernel() == ""
+        Kernels.states |= {"/jupyter/user/ada/api/kernels": [], "/jupyter/user/bo/api/kernels": ["busy"]}
+        servers.write_text(json.dumps({"ada": there, "bo": there, "gone": "http://127.0.0.1:1"}))
+        assert module.kernel() == busy
         token.write_text("another")
         assert module.kernel() == ""
         server.shutdown()
