@@ -271,7 +271,8 @@ class TestShared:
             try:
                 provision(*SHARED, *words)
                 made = SharedService(provision, "hub", provider, folder)
-                with made.provider_reached():
+                with made.provider_reached(), made.browser() as anybody:
+                    wait_until(lambda: anybody.get("/ready").status_code != 502)
                     yield made
             finally:
                 provision("delete", "hub", "--yes")
@@ -283,7 +284,8 @@ class TestShared:
         who += "print(getpass.getuser(), os.getcwd(), subprocess.run(['sudo', '-n', 'true']).returncode)"
         for visitor, notebook in books.items():
             key = visitor.key()
-            assert visitor.run(notebook, who).split() == [f"jupyter-{key}", f"/var/lib/platform-jupyter/{key}", "1"]
+            told = visitor.run(notebook, who).split()
+            assert told == [f"jupyter-{key}", f"/var/lib/private/platform-jupyter/{key}", "1"], told
             assert "0o700" in visitor.run(notebook, "print(oct(os.stat('.').st_mode & 0o777))")
             unit = ["systemctl", "show", f"platform-jupyter-{key}.service", f"--property={','.join(LIMITS)}"]
             told = dict(line.split("=", 1) for line in service.on_machine(*unit).splitlines())
