@@ -7,7 +7,7 @@ PIP := -m pip --disable-pip-version-check --quiet
 MACHINE_PACKAGES := iproute2 iptables mmdebstrap openssh-client systemd-container zstd
 # not in the lock file: its builds for CPU and for CUDA have different dependencies, and the index decides which one it offers
 TORCH := torch==2.13.0
-CODE := provision mlaas4hep tests benchmarks examples docs
+CODE := provision mlaas4hep tests benchmarks examples docs hatch_build.py
 
 .PHONY: demo setup machine-packages lint lint-code lint-roles test docs page-assets lock clean
 
