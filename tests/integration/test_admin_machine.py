@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from provision.framework import find_framework
+from provision.remote import make_key
 from tests.conftest import Command, long
 from tests.e2e.shared_service import DOMAIN, SharedService
 from tests.e2e.test_platform import without_limits
@@ -264,3 +265,11 @@ def test_what_only_looks_changes_nothing(lab: Lab, verb: str):
 def test_check_mode_predicts_what_goes(lab: Lab):
     lab.root("echo old > /var/log/lab.log.1; touch -d '100 days ago' /var/log/lab.log.1")
     assert lab.compared("clean") == ["Remove old logs and downloaded packages"]
+
+
+def test_check_mode_predicts_accounts(lab: Lab, tmp_path: Path):
+    accounts = tmp_path / "accounts.yml"
+    accounts.write_text(json.dumps([{"name": "anna", "ssh_keys": [make_key(tmp_path / "anna", "anna")], "sudo": True}]))
+    # not predicted: the folder that the keys are written into is not there yet
+    assert lab.compared("users", "--accounts", str(accounts), unpredicted={"users : Write the keys"})
+    assert lab.compared("users", "--lock", "anna")
