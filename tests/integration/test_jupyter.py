@@ -100,13 +100,13 @@ class Notebook:
                     channel.close()
                     return printed
 
-    def begin(self, code: str) -> None:
+    def begin(self, code: str, **connection: Any) -> None:
         """Run a cell without waiting for its end."""
-        asyncio.run(self._begin(code))
+        asyncio.run(self._begin(code, connection))
 
-    async def _begin(self, code: str) -> None:
+    async def _begin(self, code: str, connection: dict[str, Any]) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._run(code, {}), 5)
+            await asyncio.wait_for(self._run(code, connection), 5)
 
     @property
     def state(self) -> str:
@@ -173,9 +173,18 @@ class TestPersonal:
                     "print(subprocess.run(['sudo', '-n', 'true'], capture_output=True).returncode)"
                 )
                 assert who.split() == ["physicist", "1"]
+                assert [self.runs_to_its_end(notebook, name) for name in ("1-inspect", "4-serve")] == [True, True]
                 assert notebook.state == "idle"
                 self.is_use_for_as_long_as_it_works(ready, notebook)
         assert not token.exists()
+
+    def runs_to_its_end(self, notebook: Notebook, name: str) -> bool:
+        """An example, as it lies in the user's folder, cell by cell."""
+        cells = notebook.client.get(f"api/contents/notebooks/{name}.ipynb").json()["content"]["cells"]
+        codes = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+        for code in ["%cd ~/notebooks", *codes]:
+            notebook.run(code)
+        return len(codes) > 3
 
     def is_use_for_as_long_as_it_works(self, ready: Command, notebook: Notebook) -> None:
         def use() -> str:
@@ -291,8 +300,22 @@ class TestShared:
             told = dict(line.split("=", 1) for line in service.on_machine(*unit).splitlines())
             assert 0 < int(told["MemoryMax"]) < 2**40 and told["CPUQuotaPerSecUSec"] == "2s", told
             assert (told["NoNewPrivileges"], told["DynamicUser"], told["ProtectSystem"]) == ("yes", "yes", "strict")
+        assert alice.run(books[alice], "print(os.path.exists('notebooks/1-inspect.ipynb'))").strip() == "True"
+        self.is_use_for_as_long_as_it_works(service, alice, books[alice])
         look = f"print(os.path.exists('/var/lib/platform-jupyter/{alice.key()}/.'))"
         assert carol.run(books[carol], look).strip() == "False"
+
+    def is_use_for_as_long_as_it_works(self, service: SharedService, visitor: Visitor, notebook: Notebook) -> None:
+        notebook.headers |= {"Host": DOMAIN, "Cookie": visitor.cookies()}
+        notebook.begin("import time; time.sleep(100000)", validate_cert=False)
+        wait_until(lambda: notebook.state == "busy")
+        service.on_machine(*ACTIVITY)
+        state = json.loads(service.on_machine("cat", "/run/platform/activity.json"))
+        assert state["busy"] == "a notebook's kernel at work"
+        xsrf = {"X-XSRFToken": notebook.headers["X-XSRFToken"]}
+        interrupt = notebook.client.post(f"api/kernels/{notebook.kernel}/interrupt", headers=xsrf)
+        assert interrupt.status_code == 204
+        wait_until(lambda: notebook.state == "idle")
 
     def test_nobody_sees_the_page_of_another(self, service: SharedService):
         alice, carol = Visitor(service, "alice"), Visitor(service, "carol")

@@ -237,6 +237,8 @@ class UserServer(SystemdSpawner):
             # a cloud tells there what the machine was made with
             "IPAddressDeny": "169.254.169.254",
         }
+        if not Path(f"/var/lib/private/{HOMES}/{name}/notebooks").exists():
+            properties["ExecStartPre"] = f"-/usr/local/bin/mlaas4hep notebooks {home}/notebooks"
         environment = {**self.get_env(), "HOME": home, "SHELL": "/bin/bash"}
         status = await systemd.start_transient_service(
             self.unit_name,
