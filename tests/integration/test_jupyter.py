@@ -330,6 +330,12 @@ class TestShared:
         page = Visitor(service, "bob").visit("/jupyter/")
         assert page.status_code == 403 and "policy" in page.text
 
+    def test_a_server_that_was_ended_is_started_again(self, service: SharedService):
+        alice = Visitor(service, "alice")
+        assert alice.visit("/jupyter/").status_code == 200
+        service.on_machine("sudo", "systemctl", "stop", f"platform-jupyter-{alice.key()}.service")
+        assert alice.run(alice.notebook(), "print(1)").strip() == "1"
+
     def test_a_server_ends_for_its_user_with_the_session(self, service: SharedService):
         alice = Visitor(service, "alice")
         notebook = alice.notebook()

@@ -240,12 +240,14 @@ class UserServer(SystemdSpawner):
         if not Path(f"/var/lib/private/{HOMES}/{name}/notebooks").exists():
             properties["ExecStartPre"] = f"-/usr/local/bin/mlaas4hep notebooks {home}/notebooks"
         environment = {**self.get_env(), "HOME": home, "SHELL": "/bin/bash"}
+        # in a folder of the hub's: that of the unit is, from the second start on, a link that leads nowhere yet
+        file = systemd.make_environment_file(str(SERVERS.parent), self.unit_name, environment)
+        properties["EnvironmentFile"] = file
         status = await systemd.start_transient_service(
             self.unit_name,
             cmd=list(self.cmd),
             args=self.get_args(),
             working_dir=home,
-            environment_variables=environment,
             properties=properties,
         )
         if status != 0:
