@@ -248,7 +248,8 @@ class Visitor:
 
     def notebook(self) -> Notebook:
         """A kernel of the person's own server, once that runs."""
-        assert self.visit("/jupyter/hub/spawn").status_code == 200
+        # the hub sees within seconds that a server has ended, and until then would send there
+        wait_until(lambda: self.visit("/jupyter/hub/spawn").status_code == 200)
         home = f"/jupyter/user/{self.key()}/"
         wait_until(lambda: (page := self.visit(f"{home}lab")).status_code == 200 and page.url.path == f"{home}lab")
         client = self.service.browser()
