@@ -333,7 +333,7 @@ class TestShared:
 
     def test_a_server_that_was_ended_is_started_again(self, service: SharedService):
         alice = Visitor(service, "alice")
-        assert alice.visit("/jupyter/").status_code == 200
+        alice.notebook()
         service.on_machine("sudo", "systemctl", "stop", f"platform-jupyter-{alice.key()}.service")
         assert alice.run(alice.notebook(), "print(1)").strip() == "1"
 
