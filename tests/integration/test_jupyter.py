@@ -73,7 +73,7 @@ class Notebook:
 
     async def _run(self, code: str, connection: dict[str, Any]) -> str:
         url = f"{self.address}api/kernels/{self.kernel}/channels"
-        channel = await websocket_connect(HTTPRequest(url, headers=self.headers, **connection))
+        channel = await websocket_connect(HTTPRequest(url, headers=self.headers, request_timeout=300, **connection))
         # https://jupyter-client.readthedocs.io/en/stable/messaging.html
         header = {
             "msg_id": uuid.uuid4().hex,
