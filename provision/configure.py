@@ -29,7 +29,7 @@ NOT_BAKED = ("machine", "gpu_driver")
 """Tags of what is not done on the machine of which an image is made."""
 
 _BAKED_ROLES = ("base", "xrootd_client", "mlaas4hep")
-_OTHER_ROLES = ("gpu_driver", "jupyter", "slurm", "web_proxy", "monitoring")
+_OTHER_ROLES = ("gpu_driver", "cvmfs", "jupyter", "slurm", "web_proxy", "monitoring")
 
 
 @dataclass
@@ -51,6 +51,9 @@ def platform_variables(record: Record, framework: Framework) -> dict[str, Any]:
         "base_idle_seconds": int(record.spec.idle_stop.total_seconds()) if record.spec.idle_stop else 0,
         "mlaas4hep_gpus": gpus,
         "slurm_gpus": gpus,
+        "gpu_driver_mig": record.spec.gpu.mig if record.spec.gpu else "",
+        "cvmfs_repositories": list(record.spec.cvmfs),
+        "cvmfs_proxy": record.spec.cvmfs_proxy,
         "monitoring_kind": record.spec.monitoring,
         "jupyter_kind": record.spec.service if record.spec.jupyter else "none",
         "jupyter_user": record.access.user if record.access else "",
@@ -86,7 +89,7 @@ def image_digest(spec: PlatformSpec, framework: Framework) -> str:
 def personal_tags(spec: PlatformSpec) -> tuple[str, ...]:
     """Tags of what is left to do on a machine of a baked image: what is its own, and the roles that no image has."""
     # these may install packages, for which the role `base` fetches the lists
-    more = spec.service == "shared" or spec.gpu is not None or spec.monitoring != "none"
+    more = spec.service == "shared" or spec.gpu is not None or spec.monitoring != "none" or bool(spec.cvmfs)
     return ("machine", *_OTHER_ROLES, *(("base",) if more else ()))
 
 
@@ -115,6 +118,8 @@ def _service_variables(spec: PlatformSpec) -> dict[str, Any]:
         "mlaas4hep_executor": spec.executor,
         "mlaas4hep_endpoints": list(spec.endpoints),
         "mlaas4hep_policy": spec.policy or "",
+        "mlaas4hep_groups": list(spec.groups),
+        "mlaas4hep_admin_groups": list(spec.admin_groups),
         "web_proxy_domain": spec.domain,
         "web_proxy_tls": "own" if spec.certificate else spec.tls,
         "web_proxy_certificate": spec.certificate or "",

@@ -35,7 +35,7 @@ from provision.remote import (
     write_known_hosts,
     write_ssh_config,
 )
-from provision.spec import PlatformSpec
+from provision.spec import REGISTERED, PlatformSpec
 
 SSH_SECONDS = 300
 
@@ -148,6 +148,11 @@ def plan_among(specs: Sequence[PlatformSpec], home: Home, bare: bool = False) ->
     Raises UsageError when a cloud is not known, or the name is taken by a platform with other wishes; for one cloud
     whatever its checks find, for several ProvisionError with what each said.
     """
+    if specs[0].client_id == REGISTERED:
+        raise UsageError(
+            "Only the PaaS orchestrator registers a client at the issuer for a platform.",
+            "Register one there, with the redirect URI https://DOMAIN/login/callback, and give its name as client_id.",
+        )
     folder = home.folder(specs[0].name)
     if folder.record_file.exists():
         record = folder.load()

@@ -32,6 +32,17 @@ DOMAIN_PATTERN = r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}
 # a name, not an address; the service checks the rest
 ENDPOINT_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?:[1-9]\d{0,4}$"
 
+# of CVMFS, fully qualified; /cvmfs/NAME is where it is
+REPOSITORY_PATTERN = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+$"
+
+# proxies of CVMFS: `|` balances the load of some, `;` parts groups of which a later one is used when all before fail
+PROXY_PATTERN = r"^(DIRECT|https?://[A-Za-z0-9.-]+(:\d{1,5})?)([|;](DIRECT|https?://[A-Za-z0-9.-]+(:\d{1,5})?))*$"
+
+GROUP_PATTERN = r"^/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$"
+
+REGISTERED = "registered"
+"""In the place of a client's name: the PaaS orchestrator registers one at the issuer for each deployment."""
+
 WEB_PORTS = (80, 443)
 """What a shared service is reached by; port 80 only redirects, and proves the domain to an ACME CA."""
 
@@ -79,26 +90,49 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 MOST_WORKERS = 32
 
 
+_PROFILE = r"([1-7]x)?[1-7]g\.[1-9]\d{0,2}gb"
+MIG_PATTERN = rf"^({_PROFILE}(\+{_PROFILE})*)?$"
+"""Partitions of one GPU by NVIDIA's Multi-Instance GPU, for instance `2x3g.40gb`: slices of seven, and their memory."""
+
+MIG_SLICES = 7
+
+
+def _fits_a_gpu(mig: str) -> str:
+    counts = [(int(times or 1), int(slices)) for times, slices in re.findall(r"(?:([1-7])x)?([1-7])g\.\d+gb", mig)]
+    if sum(times * slices for times, slices in counts) > MIG_SLICES:
+        raise ValueError(f"{mig} is more than the {MIG_SLICES} slices of a GPU")
+    return mig
+
+
 class Gpu(BaseModel):
-    """A demand for GPUs: `count` of them, of any model when `model` is empty."""
+    """A demand for GPUs: `count` of them, of any model when `model` is empty.
+
+    `mig` tells the partitions that each of them (A100, H100, A30) is divided into, as MIG_PATTERN has them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = ""
     count: Annotated[int, Field(ge=1, le=16)] = 1
+    mig: Annotated[str, Field(pattern=MIG_PATTERN), AfterValidator(_fits_a_gpu)] = ""
 
     @classmethod
     def parse(cls, text: str) -> Gpu:
-        """Read `A100`, `A100:2`, `:2`, `2` or `any`; raises ValueError for anything else."""
-        model, _, count = text.strip().rpartition(":") if ":" in text else (text.strip(), "", "")
+        """Read `A100`, `A100:2`, `:2`, `2` or `any`, each also with partitions as in `A100:2/2x3g.40gb`.
+
+        Raises ValueError for anything else.
+        """
+        whole, _, partitions = text.strip().partition("/")
+        model, _, count = whole.rpartition(":") if ":" in whole else (whole, "", "")
         if not count and model.isdigit():
             model, count = "", model
         if count and not count.isdigit():
             raise ValueError(f"{text!r} is no GPU demand; write MODEL, MODEL:N or N, for instance T4:2")
-        return cls(model="" if model.lower() == "any" else model, count=int(count or 1))
+        return cls(model="" if model.lower() == "any" else model, count=int(count or 1), mig=partitions)
 
     def __str__(self) -> str:
-        return f"{self.count} x {self.model or 'any GPU'}"
+        divided = f", each divided into {self.mig}" if self.mig else ""
+        return f"{self.count} x {self.model or 'any GPU'}{divided}"
 
 
 LIBRARIES = ("keras", "sklearn", "torch", "xgboost")
@@ -145,13 +179,16 @@ class PlatformSpec(BaseModel):
     one that this toolkit came with, else a released version or the path of a wheel. `monitoring` is `none`, `exporters`
     (figures for a Prometheus elsewhere) or `prometheus` (one on the machine as well). `jupyter` asks for notebooks.
 
+    `cvmfs` names repositories of CVMFS that are below /cvmfs, read through `cvmfs_proxy`.
+
     `service` is `personal`, for one user who reaches it over SSH, or `shared`: under `domain`, for whoever has a token
-    of the OpenID Connect issuer `iam` for `client_id`, as the file `policy` allows. Its certificate is from an ACME CA,
-    from a CA of its own (`tls`), or given (`certificate` and `certificate_key`, files on this computer). `iam_ca` is a
-    file with the CA of an issuer that no public CA has certified. `executor` is what runs the jobs of a shared service:
-    `local`, the service's own supervisors, or `slurm`, a Slurm on the machine, which can get more nodes later. Its jobs
-    reach the servers of data `endpoints` (HOST:PORT) and nothing else; those of a personal service are its user's own
-    programs and have the machine's network.
+    of the OpenID Connect issuer `iam` for `client_id`, as the file `policy` allows; or, without a file, for members of
+    the issuer's `groups` and `admin_groups`, of which the latter look after it as well. Its certificate is from an ACME
+    CA (`acme`, or `acme-staging` for trying), from a CA of its own (`tls`), or given (`certificate` and
+    `certificate_key`, files on this computer). `iam_ca` is a file with the CA of an issuer that no public CA has
+    certified. `executor` is what runs the jobs of a shared service: `local`, the service's own supervisors, or `slurm`,
+    a Slurm on the machine, which can get more nodes later. Its jobs reach the servers of data `endpoints` (HOST:PORT)
+    and nothing else; those of a personal service are its user's own programs and have the machine's network.
 
     `workers` machines more make it a cluster: Slurm runs the jobs on them, whatever `executor` says, and they share the
     data folder of the platform's own machine. They are as that one (CPUs, memory, disk, GPUs), or of the cloud's
@@ -176,6 +213,8 @@ class PlatformSpec(BaseModel):
     mlaas4hep: str = ""
     monitoring: Literal["none", "exporters", "prometheus"] = "none"
     jupyter: bool = False
+    cvmfs: tuple[Annotated[str, Field(pattern=REPOSITORY_PATTERN, max_length=253)], ...] = ()
+    cvmfs_proxy: Annotated[str, Field(pattern=PROXY_PATTERN)] = "DIRECT"
     service: Literal["personal", "shared"] = "personal"
     domain: Annotated[str | None, Field(pattern=DOMAIN_PATTERN, max_length=253)] = None
     iam: Annotated[str | None, Field(pattern=r"^https://[^\s?#]+$")] = None
@@ -184,7 +223,9 @@ class PlatformSpec(BaseModel):
     executor: Literal["local", "slurm"] = "local"
     endpoints: tuple[Annotated[str, Field(pattern=ENDPOINT_PATTERN)], ...] = ()
     policy: File | None = None
-    tls: Literal["acme", "internal"] = "acme"
+    groups: tuple[Annotated[str, Field(pattern=GROUP_PATTERN)], ...] = ()
+    admin_groups: tuple[Annotated[str, Field(pattern=GROUP_PATTERN)], ...] = ()
+    tls: Literal["acme", "acme-staging", "internal"] = "acme"
     certificate: File | None = None
     certificate_key: File | None = None
     workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = 0
@@ -205,6 +246,8 @@ class PlatformSpec(BaseModel):
         required = {"domain": self.domain, "iam": self.iam, "client_id": self.client_id}
         optional = {
             "policy": self.policy,
+            "groups": self.groups,
+            "admin_groups": self.admin_groups,
             "iam_ca": self.iam_ca,
             "certificate": self.certificate,
             "certificate_key": self.certificate_key,
@@ -216,6 +259,8 @@ class PlatformSpec(BaseModel):
                 raise ValueError(f"a shared service needs {' and '.join(lacking)}")
             if bool(self.certificate) != bool(self.certificate_key):
                 raise ValueError("certificate and certificate_key belong together")
+            if self.policy and (self.groups or self.admin_groups):
+                raise ValueError("groups and admin_groups stand in the policy where there is one")
         elif given := [name for name, value in (required | optional).items() if value]:
             raise ValueError(f"{' and '.join(given)}: only a shared service has that (service: shared)")
         return self

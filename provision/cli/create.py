@@ -32,7 +32,9 @@ def create(
     cpus: int | None = typer.Option(None, help="CPUs at least.  [2]"),
     memory: str | None = typer.Option(None, help="Memory at least, for instance 8GB.  [4GB]"),
     disk: str | None = typer.Option(None, help="Disk at least.  [20GB]"),
-    gpu: str | None = typer.Option(None, metavar="[MODEL][:N]", help="GPUs: T4, A100:2, any, 2.  [none]"),
+    gpu: str | None = typer.Option(
+        None, metavar="[MODEL][:N][/MIG]", help="GPUs: T4, A100:2, any, 2, A100/2x3g.40gb.  [none]"
+    ),
     image: str | None = typer.Option(None, help="Name or id of an image.  [the newest that the roles serve]"),
     network: str | None = typer.Option(None, help="Name or id of a network.  [the project's own, or a new one]"),
     ports: list[int] | None = typer.Option(None, help="TCP port to open beside SSH; may be repeated."),
@@ -57,6 +59,12 @@ def create(
     jupyter: bool | None = typer.Option(
         None, "--jupyter/--no-jupyter", help="JupyterLab with the framework; for a shared service JupyterHub.  [no]"
     ),
+    cvmfs: list[str] | None = typer.Option(
+        None, metavar="REPOSITORY", help="Repository of CVMFS, for instance cms.cern.ch; may be repeated."
+    ),
+    cvmfs_proxy: str | None = typer.Option(
+        None, metavar="URL[|URL]", help="HTTP proxies through which CVMFS is read.  [DIRECT]"
+    ),
     service: str | None = typer.Option(
         None, metavar="personal|shared", help="Who uses the platform: you over SSH, or many by HTTPS.  [personal]"
     ),
@@ -75,9 +83,15 @@ def create(
     policy: str | None = typer.Option(
         None, metavar="FILE", help="Shared service: who may do what.  [whoever has a token submits and predicts]"
     ),
+    group: list[str] | None = typer.Option(
+        None, metavar="/GROUP", help="Shared service: a group of the issuer that may use it. May be repeated.  [all]"
+    ),
+    admin_group: list[str] | None = typer.Option(
+        None, metavar="/GROUP", help="Shared service: a group that may do everything. May be repeated.  [none]"
+    ),
     tls: str | None = typer.Option(
         None,
-        metavar="acme|internal",
+        metavar="acme|acme-staging|internal",
         help="Shared service: its certificate, from Let's Encrypt or a CA of its own.  [acme]",
     ),
     certificate: str | None = typer.Option(None, metavar="FILE", help="Shared service: a certificate of yours, PEM."),
@@ -122,6 +136,8 @@ def create(
         "mlaas4hep": mlaas4hep,
         "monitoring": monitoring,
         "jupyter": jupyter,
+        "cvmfs": cvmfs or None,
+        "cvmfs_proxy": cvmfs_proxy,
         "service": service,
         "domain": domain,
         "iam": iam,
@@ -130,6 +146,8 @@ def create(
         "executor": executor,
         "endpoints": endpoint or None,
         "policy": policy,
+        "groups": group or None,
+        "admin_groups": admin_group or None,
         "tls": tls,
         "certificate": certificate,
         "certificate_key": certificate_key,

@@ -3,26 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from provision.spec import DOMAIN_PATTERN, ENDPOINT_PATTERN, PlatformSpec
+from provision.spec import (
+    DOMAIN_PATTERN,
+    ENDPOINT_PATTERN,
+    GROUP_PATTERN,
+    MOST_WORKERS,
+    PROXY_PATTERN,
+    REGISTERED,
+    REPOSITORY_PATTERN,
+    PlatformSpec,
+)
 
 PORT_TYPE = "tosca.datatypes.indigo.network.PortSpec"
 USER_TYPE = "tosca.datatypes.indigo.User"
 
-MACHINE, SERVICE = "Machine", "Service"
+MACHINE, DATA, SERVICE = "Machine", "Data", "Service"
 """The tabs of the form."""
 
 UBUNTU = ("22.04", "24.04")
 """Releases that the roles serve."""
 
-GPU_MODELS = ("T4", "A30", "A100")
+GPU_MODELS = ("T4", "A30", "A100", "H100")
 """GPUs that services of the portfolio name."""
+
+PARTITIONS = {
+    "": "whole",
+    "2x3g.40gb": "2 partitions of 40 GB (A100, H100)",
+    "3x2g.20gb": "3 partitions of 20 GB (A100, H100)",
+    "7x1g.10gb": "7 partitions of 10 GB (A100, H100)",
+}
+"""What the GPUs of 80 GB can be divided into, as the portfolio's services offer it."""
+
+CERTIFICATES = {
+    "acme": "Let's Encrypt",
+    "acme-staging": "Let's Encrypt's staging, for trying; browsers warn",
+    "internal": "of the machine's own CA; browsers warn",
+}
+
+MONITORING = {
+    "none": "none",
+    "exporters": "figures for a Prometheus elsewhere",
+    "prometheus": "a Prometheus on the machine, with alerts",
+}
 
 DOMAIN = DOMAIN_PATTERN.strip("^$")
 ENDPOINT = ENDPOINT_PATTERN.strip("^$")
+REPOSITORY = REPOSITORY_PATTERN.strip("^$")
+PROXY = PROXY_PATTERN.strip("^$")
+GROUP = GROUP_PATTERN.strip("^$")
 ISSUER = r"https://[A-Za-z0-9._~:/%+@-]+"
+FLAVOR = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 CLIENT = r"[A-Za-z0-9._~:/%+@-]+"
 """What texts may be, all of each: on the machine Ansible takes braces for expressions."""
 
@@ -70,10 +103,16 @@ class Input:
         return {**words, **self.form, **default, **needed, "tab": self.tab}
 
 
-def inputs_of(spec: PlatformSpec) -> list[Input]:
-    """The choices that a template of this spec leaves open; what the spec says is the default or the least."""
-    found = [*_sizes(spec), *_gpus(spec), *_system(spec), *_access(spec)]
-    return found + _service(spec) if spec.service == "shared" else found
+def inputs_of(spec: PlatformSpec, private: bool) -> list[Input]:
+    """The choices that a template of this spec leaves open; what the spec says is the default or the least.
+
+    No public CA reaches a machine in a `private` network.
+    """
+    machine = [*_sizes(spec), *_gpus(spec), *_workers(spec), *_system(spec), *_access(spec), _monitoring(spec)]
+    found = [*machine, *_data(spec)]
+    if spec.service == "personal":
+        return found
+    return [*found, *_service(spec), *([] if private else [_certificate(spec)])]
 
 
 def size(gigabytes: float) -> str:
@@ -112,7 +151,31 @@ def _gpus(spec: PlatformSpec) -> list[Input]:
     return [
         _choice("num_gpus", "integer", "GPUs", "NVIDIA GPUs of the machine.", counts, spec.gpu.count),
         _choice("gpu_model", "string", "GPU model", "Model of the GPUs.", models, spec.gpu.model),
+        _choice(
+            "gpu_partitions",
+            "string",
+            "GPU partitions",
+            "What each GPU is divided into (MIG).",
+            PARTITIONS | {spec.gpu.mig: PARTITIONS.get(spec.gpu.mig, spec.gpu.mig)},
+            spec.gpu.mig,
+        ),
     ]
+
+
+def _workers(spec: PlatformSpec) -> list[Input]:
+    if not spec.workers:
+        return []
+    counts = {int(n): f"{n:.0f}" for n in _doubled(spec.workers, MOST_WORKERS)}
+    words = "Machines that run the jobs, each as large as the first."
+    found = [_choice("workers", "integer", "Workers", words, counts, spec.workers)]
+    if spec.worker_flavor:
+        words = "Flavor of the workers at the provider."
+        found[0] = replace(found[0], description="Machines that run the jobs.")
+        found.append(
+            Input("worker_flavor", "string", "Flavor of the workers", words, MACHINE, spec.worker_flavor,
+                  _like(FLAVOR), {"type": "text"})
+        )  # fmt: skip
+    return found
 
 
 def _system(spec: PlatformSpec) -> list[Input]:
@@ -152,27 +215,54 @@ def _access(spec: PlatformSpec) -> list[Input]:
     ]
 
 
+def _monitoring(spec: PlatformSpec) -> Input:
+    return _choice("monitoring", "string", "Monitoring", "Figures of the machine.", MONITORING, spec.monitoring)
+
+
+def _data(spec: PlatformSpec) -> list[Input]:
+    words = "Repositories of CVMFS below /cvmfs, for instance cms.cern.ch."
+    proxy = "HTTP proxies through which CVMFS is read, parted by |; or DIRECT."
+    return [
+        _texts("cvmfs_repositories", "CVMFS repositories", words, DATA, spec.cvmfs, REPOSITORY),
+        Input("cvmfs_proxy", "string", "CVMFS proxies", proxy, DATA, spec.cvmfs_proxy, _like(PROXY), {"type": "text"}),
+    ]
+
+
 def _service(spec: PlatformSpec) -> list[Input]:
     def one(name: str, label: str, description: str, default: str | None, pattern: str, **form: Any) -> Input:
         return Input(name, "string", label, description, SERVICE, default, _like(pattern), form)
 
-    entry = {"type": "string"}
     domain, client = str(spec.domain), str(spec.client_id)
-    return [
+    found = [
         one("domain", "Name", "DNS name that leads to the machine.", None, DOMAIN, type="hostname", placeholder=domain),
         one("issuer", "Issuer", "OpenID Connect issuer of the users.", spec.iam, ISSUER, type="text"),
-        one("client_id", "Client", "Its client at the issuer.", None, CLIENT, type="text", placeholder=client),
-        Input(
-            name="endpoints",
-            type="list",
-            label="Servers of data",
-            description="Servers that jobs may read from, HOST:PORT each.",
-            tab=SERVICE,
-            default=list(spec.endpoints),
-            schema={"entry_schema": entry | _like(ENDPOINT), "required": False},
-            form={"type": "list", "entry_schema": entry},
-        ),
     ]
+    if client != REGISTERED:
+        found.append(
+            one("client_id", "Client", "Its client at the issuer.", None, CLIENT, type="text", placeholder=client)
+        )
+    servers = "Servers that jobs may read from, HOST:PORT each."
+    users = "Groups of the issuer whose members may use it; none: whoever has an account there."
+    admins = "Groups of the issuer whose members may do everything."
+    return [
+        *found,
+        _texts("endpoints", "Servers of data", servers, SERVICE, spec.endpoints, ENDPOINT),
+        _texts("iam_groups", "Groups", users, SERVICE, spec.groups, GROUP),
+        _texts("iam_admin_groups", "Groups of administrators", admins, SERVICE, spec.admin_groups, GROUP),
+    ]
+
+
+def _certificate(spec: PlatformSpec) -> Input:
+    words = "Who certifies the name; a public CA has to reach the machine by it."
+    chosen = _choice("certificate", "string", "Certificate", words, CERTIFICATES, spec.tls)
+    return replace(chosen, tab=SERVICE)
+
+
+def _texts(name: str, label: str, description: str, tab: str, default: Sequence[str], pattern: str) -> Input:
+    """A list of texts that are all alike."""
+    entry = {"type": "string"}
+    schema = {"entry_schema": entry | _like(pattern), "required": False}
+    return Input(name, "list", label, description, tab, list(default), schema, {"type": "list", "entry_schema": entry})
 
 
 def _like(pattern: str) -> dict[str, Any]:

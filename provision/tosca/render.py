@@ -18,11 +18,16 @@ from provision.errors import UsageError
 from provision.framework import Framework
 from provision.record import Record
 from provision.share import share
-from provision.spec import PlatformSpec
-from provision.tosca.form import ISSUER, MACHINE, SERVICE, inputs_of, system_of
+from provision.spec import REGISTERED, PlatformSpec
+from provision.tosca.form import DATA, ISSUER, MACHINE, SERVICE, inputs_of, system_of
 
 VERSION = "tosca_simple_yaml_1_0"
 NODE_TYPE = "tosca.nodes.indigo.MLaaS4HEP"
+WORKERS = "workers"
+"""The node of a cluster's workers, and so the group that the Infrastructure Manager's inventory has them in."""
+CLIENT_TYPE = "tosca.nodes.indigo.iam.client"
+CLIENT_SCOPES = "openid profile wlcg.groups"
+"""What the service's login asks the issuer for."""
 BASIC_TYPES = "tosca_types/base/basic_types.yaml"
 TYPES = "tosca_types/applications/mlaas4hep_types.yaml"
 PLAYBOOK = "artifacts/mlaas4hep/platform.yml"
@@ -31,7 +36,8 @@ CATALOGUE = "metadata.yml"
 
 HONOURED = frozenset(
     {"name", "cpus", "memory", "disk", "gpu", "ports", "idle_stop", "frameworks", "mlaas4hep", "monitoring", "jupyter"}
-    | {"service", "domain", "iam", "client_id", "executor", "endpoints", "tls"}
+    | {"service", "domain", "iam", "client_id", "executor", "endpoints", "tls", "groups", "admin_groups"}
+    | {"cvmfs", "cvmfs_proxy", "workers", "worker_flavor"}
 )
 """What of a spec a template can say. `cloud` is the orchestrator's choice."""
 
@@ -48,23 +54,31 @@ PROPERTIES: dict[str, tuple[str, dict[str, Any]]] = {
     "platform_name": ("name", {"type": "string", "required": True}),
     "base_idle_seconds": ("idle_seconds", _NUMBER),
     "mlaas4hep_gpus": ("num_gpus", _NUMBER),
+    "gpu_driver_mig": ("gpu_partitions", _TEXT),
     "mlaas4hep_version": ("version", {"type": "string", "required": True}),
     "mlaas4hep_packages": ("packages", _TEXTS),
     "mlaas4hep_service": ("service", _one_of("personal", "shared")),
     "mlaas4hep_domain": ("domain", _TEXT),
     "mlaas4hep_issuer": ("issuer", _TEXT),
     "mlaas4hep_client_id": ("client_id", _TEXT),
+    "mlaas4hep_registration_token": ("registration_token", _TEXT),
+    "mlaas4hep_groups": ("iam_groups", _TEXTS),
+    "mlaas4hep_admin_groups": ("iam_admin_groups", _TEXTS),
     "mlaas4hep_executor": ("executor", _one_of("local", "slurm")),
+    "slurm_limits": ("slurm_limits", _one_of("required", "where possible")),
     "mlaas4hep_endpoints": ("endpoints", _TEXTS),
-    "web_proxy_tls": ("tls", _one_of("internal", "acme")),
+    "web_proxy_tls": ("certificate", _one_of("internal", "acme", "acme-staging")),
     "monitoring_kind": ("monitoring", _one_of("none", "exporters", "prometheus")),
     "jupyter_kind": ("jupyter", _one_of("none", "personal", "shared")),
+    "cvmfs_repositories": ("cvmfs_repositories", _TEXTS),
+    "cvmfs_proxy": ("cvmfs_proxy", {**_TEXT, "default": "DIRECT"}),
 }
 """Which property of the node each variable of the roles is taken from, and that property's definition."""
 
 DERIVED = {
     "mlaas4hep_gpu": "{{ mlaas4hep_gpus | int > 0 }}",
     "slurm_gpus": "{{ mlaas4hep_gpus | int }}",
+    "slurm_controller": "{{ groups['platform'] | default([inventory_hostname]) | first }}",
     "web_proxy_domain": "{{ mlaas4hep_domain }}",
 }
 """Variables of the roles that follow from others on the machine, as TOSCA cannot compute."""
@@ -143,7 +157,7 @@ def render_templates(spec: PlatformSpec, framework: Framework, portfolio: Portfo
     }
     for name, private in _variants(spec):
         documents[f"{name}.yaml"] = template(spec, variables, portfolio, private)
-        documents[f"{name}.parameters.yml"] = parameters(spec)
+        documents[f"{name}.parameters.yml"] = parameters(spec, private)
         documents[f"{name}.metadata.yml"] = metadata(spec, portfolio, private)
     for path, document in documents.items():
         _made(folder / path).write_text(write(document), encoding="utf-8")
@@ -199,13 +213,19 @@ def playbook(portfolio: Portfolio, framework: Framework) -> list[dict[str, Any]]
 
 def template(spec: PlatformSpec, variables: dict[str, Any], portfolio: Portfolio, private: bool) -> dict[str, Any]:
     """The template for `spec`, of whose roles' `variables` what nobody has to choose is fixed in it."""
-    inputs = inputs_of(spec)
-    chosen = {one.name: {"get_input": one.name} for one in inputs}
+    inputs = inputs_of(spec, private)
+    chosen: dict[str, Any] = {one.name: {"get_input": one.name} for one in inputs}
+    if spec.client_id == REGISTERED:
+        chosen["client_id"] = {"get_property": ["iam_client", "client_id"]}
     properties = {
         name: chosen.get(name, variables[variable])
         for variable, (name, _) in PROPERTIES.items()
         if variable in variables
     }
+    if spec.client_id == REGISTERED:
+        properties["registration_token"] = {"get_property": ["iam_client", "registration_access_token"]}
+    if spec.workers:  # each machine is configured by itself, and does not see what others could limit
+        properties["slurm_limits"] = "required"
     software = {"type": NODE_TYPE, "properties": properties, "requirements": [{"host": "platform"}]}
     return {
         "tosca_definitions_version": VERSION,
@@ -221,18 +241,20 @@ def template(spec: PlatformSpec, variables: dict[str, Any], portfolio: Portfolio
             "inputs": {one.name: one.in_template() for one in inputs},
             "node_templates": {
                 **_networks(private),
+                **_client(spec),
                 "platform": _machine(spec, chosen),
                 "mlaas4hep": software,
+                **(_workers(spec, chosen, software) if spec.workers else {}),
             },
             "outputs": _outputs(spec, private),
         },
     }
 
 
-def parameters(spec: PlatformSpec) -> dict[str, Any]:
+def parameters(spec: PlatformSpec, private: bool) -> dict[str, Any]:
     """The form of the template."""
-    inputs = inputs_of(spec)
-    tabs = [tab for tab in (MACHINE, SERVICE) if any(one.tab == tab for one in inputs)]
+    inputs = inputs_of(spec, private)
+    tabs = [tab for tab in (MACHINE, DATA, SERVICE) if any(one.tab == tab for one in inputs)]
     return {"tabs": tabs, "inputs": {one.name: one.in_form() for one in inputs}}
 
 
@@ -285,8 +307,9 @@ def _variants(spec: PlatformSpec) -> Iterator[tuple[str, bool]]:
 
 def _describe(spec: PlatformSpec, private: bool) -> str:
     who = "for one user, reached by SSH" if spec.service == "personal" else "shared, reached by HTTPS"
+    what = ", with workers of its own" if spec.workers else ""
     where = " in a private network" if private else ""
-    return f"MLaaS4HEP, {who}{where}: reads ROOT files, trains machine-learning models and serves them."
+    return f"MLaaS4HEP, {who}{what}{where}: reads ROOT files, trains machine-learning models and serves them."
 
 
 def _display(spec: PlatformSpec, private: bool) -> str:
@@ -309,6 +332,33 @@ def _machine(spec: PlatformSpec, chosen: dict[str, Any]) -> dict[str, Any]:
             "os": {"properties": system},
         },
     }
+
+
+def _workers(spec: PlatformSpec, chosen: dict[str, Any], software: dict[str, Any]) -> dict[str, Any]:
+    """The machines that run the jobs: like the first, in the private network alone, and configured after it."""
+    machine = _machine(spec, chosen)
+    capabilities = machine["capabilities"]
+    capabilities["scalable"]["properties"]["count"] = chosen["workers"]
+    capabilities["endpoint"]["properties"]["ports"] = {"ssh": {"protocol": "tcp", "source": 22}}
+    if spec.worker_flavor:
+        capabilities["host"]["properties"] = {"instance_type": chosen["worker_flavor"]}
+    return {
+        WORKERS: machine,
+        f"{WORKERS}_port": {
+            "type": "tosca.nodes.network.Port",
+            "properties": {"order": 0},
+            "requirements": [{"binding": WORKERS}, {"link": "private_network"}],
+        },
+        f"mlaas4hep_{WORKERS}": {**software, "requirements": [{"host": WORKERS}, {"dependency": "mlaas4hep"}]},
+    }
+
+
+def _client(spec: PlatformSpec) -> dict[str, Any]:
+    """The client at the issuer, whose name and registration access token the orchestrator fills in."""
+    if spec.client_id != REGISTERED:
+        return {}
+    properties = {"scopes": CLIENT_SCOPES, "issuer": {"get_input": "issuer"}}
+    return {"iam_client": {"type": CLIENT_TYPE, "properties": properties}}
 
 
 def _networks(private: bool) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from typing import Any
 from provision import __version__
 from provision.errors import ProvisionError, UsageError
 from provision.framework import find_framework
-from provision.spec import WEB_PORTS, PlatformSpec, make_spec, make_specs, read_spec
+from provision.spec import REGISTERED, WEB_PORTS, PlatformSpec, make_spec, make_specs, read_spec
 from provision.tosca.check import check, check_values
 from provision.tosca.orchestrator import MARK
-from provision.tosca.render import NODE_TYPE, Portfolio, render_templates, write
+from provision.tosca.render import NODE_TYPE, WORKERS, Portfolio, render_templates, write
 from provision.tosca.source import Problem, read_source
 
 MACHINE_TYPE = "tosca.nodes.indigo.Compute"
@@ -50,7 +50,9 @@ class Submission:
     def named(self, name: str) -> Submission:
         """The same for a platform of that name."""
         document = copy.deepcopy(self.document)
-        Submission(document, self.values)._node(NODE_TYPE)["properties"]["name"] = name
+        for node in document["topology_template"]["node_templates"].values():
+            if node["type"] == NODE_TYPE:
+                node["properties"]["name"] = name
         return Submission(document, self.values)
 
     def template(self, uid: str) -> str:
@@ -65,6 +67,7 @@ class Submission:
         """
         said = {name: self._value(entry) for name, entry in self._node(NODE_TYPE)["properties"].items()}
         host = self._capability("host")
+        workers = self._capability("scalable", WORKERS).get("count", 0)
         sizes = {"cpus": "num_cpus", "memory": "mem_size", "disk": "disk_size"}
         ports = (self._capability("endpoint").get("ports") or {}).values()
         closed = {22, *(WEB_PORTS if said.get("service") == "shared" else ())}
@@ -75,9 +78,11 @@ class Submission:
             "domain": said.get("domain"),
             "iam": said.get("issuer"),
             "client_id": said.get("client_id"),
-            "executor": said.get("executor", "local"),
+            "executor": "local" if workers else said.get("executor", "local"),  # workers bring Slurm by themselves
             "endpoints": said.get("endpoints") or [],
-            "tls": said.get("tls", "acme"),
+            "groups": said.get("iam_groups") or [],
+            "admin_groups": said.get("iam_admin_groups") or [],
+            "tls": said.get("certificate", "acme"),
         }
         return make_spec(
             {
@@ -85,23 +90,31 @@ class Submission:
                 "cloud": cloud,
                 "jump": jump,
                 **{field: host[name] for field, name in sizes.items() if name in host},
-                "gpu": f"{host.get('gpu_model') or ''}:{gpus}" if gpus else None,
+                "gpu": f"{host.get('gpu_model') or ''}:{gpus}/{said.get('gpu_partitions') or ''}" if gpus else None,
                 "idle_stop": f"{idle // 60}m" if idle else None,
                 "ports": sorted({port["source"] for port in ports if "source" in port} - closed),
                 "frameworks": ["torch"] if any(entry.startswith("torch") for entry in packages) else [],
                 "mlaas4hep": "" if said["version"] == __version__ else said["version"],
                 "monitoring": said.get("monitoring", "none"),
                 "jupyter": said.get("jupyter", "none") != "none",
+                "cvmfs": said.get("cvmfs_repositories") or [],
+                "cvmfs_proxy": said.get("cvmfs_proxy") or "DIRECT",
+                "workers": workers,
+                "worker_flavor": self._capability("host", WORKERS).get("instance_type"),
                 **(service if said.get("service") == "shared" else {}),
             }
         )
 
-    def _capability(self, name: str) -> dict[str, Any]:
-        """The properties of one of the machine's capabilities."""
-        found = self._node(MACHINE_TYPE).get("capabilities", {}).get(name, {}).get("properties", {})
+    def _capability(self, name: str, machine: str = "") -> dict[str, Any]:
+        """The properties of one of the capabilities of the platform's machine, or of another one that may be there."""
+        nodes = self.document["topology_template"]["node_templates"]
+        node = nodes.get(machine, {}) if machine else self._node(MACHINE_TYPE)
+        found = node.get("capabilities", {}).get(name, {}).get("properties", {})
         return {key: self._value(entry) for key, entry in found.items()}
 
     def _value(self, entry: Any) -> Any:
+        if isinstance(entry, dict) and "get_property" in entry:  # of the client that is registered for the deployment
+            return REGISTERED
         return self.inputs[entry["get_input"]] if isinstance(entry, dict) and "get_input" in entry else entry
 
     def _node(self, kind: str) -> dict[str, Any]:

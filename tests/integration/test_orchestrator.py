@@ -27,7 +27,7 @@ from provision.tosca import orchestrator
 from provision.tosca.deployed import address_of
 from provision.tosca.orchestrator import MARK, Deployment, Orchestrator, PassingError, cause_of, checked_url
 from provision.tosca.render import BASIC_TYPES, TYPES, Portfolio, render
-from tests.conftest import long
+from tests.conftest import REPOSITORY, long
 from tests.debian import lacking
 from tests.federation.agent import PROGRAMS, Agent, oidc_agent
 from tests.oidc.fixtures import need_provider
@@ -42,6 +42,8 @@ OPTIONS = [word for name, value in AT.items() for word in (f"--{name}", value)]
 SPEC = {"name": "higgs", "cpus": 2, "memory": "4GB", "disk": "20GB", "ports": [6006], "mlaas4hep": "1.2.3"}
 SHARED = {"service": "shared", "domain": "ml.example.org", "iam": "https://iam.example.org/", "client_id": "platform",
           "tls": "internal"}  # fmt: skip
+CLIENT_PROGRAM = REPOSITORY / "roles/mlaas4hep/files/mlaas4hep-client"
+REDIRECT = "https://ml.example.org/login/callback"
 NOWHERE = "11e8ab3c-0000-4000-8000-0242ac120003"
 
 
@@ -63,10 +65,10 @@ def agent(provider: OidcProvider, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `provision tosca render` makes: a personal and a shared platform, each in its folder."""
+    """What `provision tosca render` makes: a personal and a shared platform, and a cluster, each in its folder."""
     folder = tmp_path_factory.mktemp("rendered")
     portfolio = Portfolio(**AT, **SHOWN)
-    for name, wishes in (("personal", SPEC), ("shared", {**SPEC, **SHARED})):
+    for name, wishes in (("personal", SPEC), ("shared", {**SPEC, **SHARED}), ("cluster", {**SPEC, "workers": 2})):
         render(make_spec(wishes), Framework(None, "1.2.3"), portfolio, folder / name)
     return folder
 
@@ -288,6 +290,23 @@ def test_a_spec_is_submitted_as_it_would_be_rendered(paas: StandIn, tmp_path: Pa
     assert paas.requests == [] and not Home().folders()
     private = json.loads(provision(*words, "--user", "ada", "--private", "--jump", "ada@bastion.example.org", "--json"))
     assert "public_network" not in private["template"]
+
+
+def test_the_record_of_a_cluster_has_its_workers(paas: StandIn, rendered: Path, tmp_path: Path, provision: Provision):
+    values = tmp_path / "values.yaml"
+    words = ("orchestrator", "submit", str(rendered / "cluster"), "--inputs", str(values), "--user", "ada", "--yes")
+    values.write_text("workers: 3\n")
+    assert f"{values}:1: workers: " in provision(*words, status=1).err
+    values.write_text("workers: 4\n")
+    assert "The deployment is complete." in provision(*words, status=1).err
+    (made,) = paas.made.values()
+    assert made.parameters["workers"] == 4 and {"workers", "mlaas4hep_workers"} <= set(made.nodes)
+    spec = Home().folder("higgs").load().spec
+    assert spec == make_spec({**SPEC, "workers": 4, "cloud": f"paas:{paas.url}"}) and spec.slurm
+    (row,) = json.loads(provision("list", "--json"))
+    assert row["name"] == "higgs"
+    provision("orchestrator", "delete", "higgs", "--yes")
+    assert paas.made == {} and Home().folders() == []
 
 
 def test_what_is_wrong_is_found_before_anything_is_sent(
@@ -519,3 +538,52 @@ def test_tokens_go_to_no_address_but_an_encrypted_one(url: str):
 )  # fmt: skip
 def test_causes_are_short(reason: str, log: str, cause: str):
     assert cause_of(reason, log) == cause
+
+
+@pytest.fixture
+def registered(provider: OidcProvider) -> dict[str, Any]:
+    """A client as the PaaS orchestrator registers it, before it knows what it is for."""
+    wanted = {
+        "redirect_uris": ["https://another.client.example/oidc"],
+        "client_name": "paas:11e8ab3c",
+        "token_endpoint_auth_method": "client_secret_basic",
+        "grant_types": ["refresh_token", "authorization_code"],
+        "response_types": ["code"],
+    }
+    with provider.browser() as browser:
+        answer = browser.post(f"{provider.issuer}/reg", json=wanted)
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def complete(
+    provider: OidcProvider, client: str, token: str, folder: Path, redirect: str = REDIRECT
+) -> subprocess.CompletedProcess[str]:
+    """Run the program of the role."""
+    options = {"issuer": provider.issuer, "client": client, "redirect": redirect, "folder": folder}
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-I", CLIENT_PROGRAM, *words, "--ca", provider.ca_file]
+    return subprocess.run(command, input=token, capture_output=True, text=True, check=False)
+
+
+def test_a_registered_client_leads_to_the_service(provider: OidcProvider, registered: dict[str, Any], tmp_path: Path):
+    name, token = registered["client_id"], registered["registration_access_token"]
+    assert complete(provider, name, token, tmp_path).stdout == "changed\n"
+    assert (tmp_path / "client-secret").read_text() == registered["client_secret"]
+    kept = json.loads((tmp_path / "client-registration.json").read_text())
+    assert kept["token"] != token  # this provider replaces it at each change
+    assert [oct(path.stat().st_mode)[-3:] for path in sorted(tmp_path.iterdir())] == ["600", "600"]
+    with provider.browser() as browser:
+        query = {"client_id": name, "redirect_uri": REDIRECT, "response_type": "code", "scope": "openid"}
+        query |= {"code_challenge": "a" * 43, "code_challenge_method": "S256"}
+        assert browser.get(f"{provider.issuer}/auth", params=query).is_redirect
+    # the deployment's own token, as in a second run of the role
+    assert complete(provider, name, token, tmp_path).stdout == "unchanged\n"
+    assert complete(provider, name, token, tmp_path, "https://other.example.org/login/callback").stdout == "changed\n"
+
+
+def test_a_refusal_is_told_without_the_token(provider: OidcProvider, registered: dict[str, Any], tmp_path: Path):
+    done = complete(provider, registered["client_id"], "no-such-token", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == f"The issuer refuses the client {registered['client_id']!r} with status 401 (GET).\n"
+    assert list(tmp_path.iterdir()) == []

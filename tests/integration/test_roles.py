@@ -18,11 +18,13 @@ SCENARIOS = sorted(path.parent.name for path in (REPOSITORY / "molecule").glob("
 
 
 def test_there_are_scenarios():
-    assert SCENARIOS == ["mlaas4hep", "service", "slurm", "system"]
+    assert SCENARIOS == ["cvmfs", "mlaas4hep", "service", "slurm", "system"]
 
 
 # tests/e2e has a personal platform and a shared one made and used in any case
-@pytest.mark.parametrize("scenario", [*(pytest.param(name, marks=long) for name in ("mlaas4hep", "service")), "system"])
+@pytest.mark.parametrize(
+    "scenario", [*(pytest.param(name, marks=long) for name in ("cvmfs", "mlaas4hep", "service")), "system"]
+)
 def test_scenario(scenario: str, tmp_path: Path, computer_with_machines: None):
     run_molecule(scenario, PROVISION_HOME=str(tmp_path))
     assert not (tmp_path / "platforms").exists() or list((tmp_path / "platforms").iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -18,10 +19,12 @@ from provision.framework import Framework
 from provision.record import Record
 from provision.spec import make_spec
 from provision.tosca.check import check
-from provision.tosca.render import Portfolio, render
+from provision.tosca.render import CLIENT_TYPE, Portfolio, render
 from tests.manager import environment
 
 SHARED = {"service": "shared", "domain": "ml.example.org", "iam": "https://iam.example.org/", "client_id": "platform"}
+TOKEN = "eyJ-registration-access-token"
+WORKER = "mlaas4hep_workers_workers"
 OWN = {**SHARED, "tls": "internal"}
 
 
@@ -47,9 +50,13 @@ CASES = {
             "jupyter": True,
         }
     ),
-    "gpu": Case({"gpu": "T4:2", "frameworks": ["torch"]}),
+    "gpu": Case({"gpu": "A100:2/2x3g.40gb", "frameworks": ["torch"], "cvmfs": ["cms.cern.ch"]}),
     "acme": Case(SHARED, NEEDED),
+    "registered": Case(
+        {**OWN, "client_id": "registered", "groups": ["/cms"]}, {"domain": SHARED["domain"]}, {"client_id": "by-iam"}
+    ),
     "slurm": Case({**OWN, "executor": "slurm", "endpoints": ["eos.example.org:1094"]}, NEEDED),
+    "cluster": Case({"workers": 2, "worker_flavor": "m1.large", "cloud": "site"}, {"workers": 4}, {"workers": 4}),
     "chosen": Case(
         {**OWN, "gpu": "any"},
         {
@@ -59,6 +66,12 @@ CASES = {
             "endpoints": ["one.example.org:1094", "two.example.org:443"],
             "num_gpus": 2,
             "gpu_model": "A100",
+            "gpu_partitions": "7x1g.10gb",
+            "cvmfs_repositories": ["sft.cern.ch", "atlas-condb.cern.ch"],
+            "cvmfs_proxy": "http://squid.example.org:3128|DIRECT",
+            "monitoring": "exporters",
+            "iam_groups": ["/cms/higgs"],
+            "iam_admin_groups": ["/cms/admins"],
             "num_cpus": 8,
             "mem_size": "16 GiB",
             "idle_seconds": 7200,
@@ -72,7 +85,12 @@ CASES = {
             "iam": "https://other.example.org/",
             "client_id": "other",
             "endpoints": ["one.example.org:1094", "two.example.org:443"],
-            "gpu": ":2",
+            "gpu": ":2/7x1g.10gb",
+            "cvmfs": ["sft.cern.ch", "atlas-condb.cern.ch"],
+            "cvmfs_proxy": "http://squid.example.org:3128|DIRECT",
+            "monitoring": "exporters",
+            "groups": ["/cms/higgs"],
+            "admin_groups": ["/cms/admins"],
             "idle_stop": "2h",
         },
     ),
@@ -87,16 +105,18 @@ class Deployed:
     role: Path
     framework: Framework
 
-    def settings(self, name: str) -> dict[str, str]:
-        """The RADL of the machine and its networks: feature -> value."""
-        head = self.outcomes[name]["radl"].partition("configure ")[0]
+    def settings(self, name: str, machine: str = "platform") -> dict[str, str]:
+        """The RADL of a machine and of the networks: feature -> value."""
+        networks, *systems = self.outcomes[name]["radl"].partition("configure ")[0].split("system ")
+        head = networks + next(system for system in systems if system.startswith(f"{machine} ("))
         lines = [line.strip(" )").removesuffix(" and") for line in head.replace("(", "\n").splitlines()]
         pairs = [line.replace(">=", "=").partition(" = ") for line in lines if "=" in line]
         return {key.strip(): value.strip(" '") for key, _, value in pairs}
 
-    def play(self, name: str) -> dict[str, Any]:
-        """The play that the RADL has for the machine."""
-        text = self.outcomes[name]["radl"].partition("@begin\n")[2].partition("@end")[0]
+    def play(self, name: str, node: str = "mlaas4hep_platform") -> dict[str, Any]:
+        """The play that the RADL has for a node."""
+        text = self.outcomes[name]["radl"].partition(f"configure {node}_conf")[2]
+        text = text.partition("@begin\n")[2].partition("@end")[0]
         (play,) = yaml.safe_load(text)
         return dict(play)
 
@@ -131,8 +151,11 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Deployed:
 
 
 def with_values(template: Path, values: dict[str, Any]) -> str:
-    """The template as the orchestrator hands it to the manager: with all inputs."""
+    """The template as the orchestrator hands it to the manager: with all inputs, and the client that it registered."""
     document = yaml.safe_load(template.read_text())
+    for node in document["topology_template"]["node_templates"].values():
+        if node["type"] == CLIENT_TYPE:
+            node["properties"] |= {"client_id": "by-iam", "registration_access_token": TOKEN}
     for name, value in values.items():
         document["topology_template"]["inputs"][name]["default"] = value
     return yaml.safe_dump(document)
@@ -144,9 +167,11 @@ def test_every_template_is_deployed(name: str, deployed: Deployed):
     assert "error" not in outcome, outcome
     # the machine is made up, so that the manager gives up to configure it, sooner or later
     assert outcome["state"]["state"] in ("running", "unconfigured")
-    assert list(outcome["state"]["vm_states"]) == ["0"]
-    (machine,) = outcome["estimate"]["dummy"]["compute"]
-    assert machine.get("publicIP", 0) == (0 if name.endswith("-private") else 1)
+    workers = 4 if name.startswith("cluster") else 0
+    assert len(outcome["state"]["vm_states"]) == 1 + workers
+    machines = outcome["estimate"]["dummy"]["compute"]
+    reached = 0 if name.endswith("-private") else 1
+    assert sorted(machine.get("publicIP", 0) for machine in machines) == [0] * workers + [reached]
     if name.endswith("-private"):  # the address that Dummy makes up is a private one
         assert outcome["outputs"]["node_ip"] == "10.0.0.1"
 
@@ -169,9 +194,29 @@ def test_the_machine_is_the_one_that_was_chosen(deployed: Deployed):
     assert sorted(ports["chosen"]) == ["22/tcp-22/tcp", "8888/tcp-8888/tcp"]
 
 
+def test_workers_are_machines_of_their_own_in_the_private_network(deployed: Deployed):
+    for name in ("cluster.yaml", "cluster-private.yaml"):
+        worker = deployed.settings(name, "workers")
+        assert (worker["instance_type"], worker["disk.0.os.flavour"]) == ("m1.large", "debian")
+        networks = {feature: value for feature, value in worker.items() if feature.startswith("net_interface")}
+        assert networks == {"net_interface.0.connection": "private_network"}
+        # they get the same roles with the same inputs, and are told apart by the group that the manager has them in
+        assert deployed.play(name, WORKER) == deployed.play(name)
+    steps = deployed.outcomes["cluster.yaml"]["radl"].partition("contextualize")[2]
+    found = dict(re.findall(r"configure (\w+)_conf step (\d+)", steps))
+    assert int(found["mlaas4hep_platform"]) < int(found[WORKER])
+
+
 def test_the_address_of_the_service_is_told(deployed: Deployed):
     assert deployed.outcomes["chosen.yaml"]["outputs"]["service_url"] == "https://other.example.org"
     assert "service_url" not in deployed.outcomes["personal.yaml"]["outputs"]
+
+
+def test_the_registered_client_goes_to_the_roles_and_nowhere_else(deployed: Deployed):
+    outcome = deployed.outcomes["registered.yaml"]
+    assert deployed.play("registered.yaml")["vars"]["mlaas4hep_registration_token"] == TOKEN
+    assert TOKEN not in json.dumps({key: value for key, value in outcome.items() if key != "radl"})
+    assert deployed.play("acme.yaml")["vars"]["mlaas4hep_registration_token"] == ""
 
 
 def test_roles_get_what_a_direct_creation_gives_them(deployed: Deployed, tmp_path: Path):
@@ -183,6 +228,12 @@ def test_roles_get_what_a_direct_creation_gives_them(deployed: Deployed, tmp_pat
         variables = platform_variables(record, deployed.framework)
         expected[name] = {key: value for key, value in variables.items() if key != "platform_digest"}
     found = inputs_of_roles(deployed, expected, tmp_path)
+    # on the machines of a cluster, which the manager has in groups; none sees what the others can limit
+    expected["cluster"]["slurm_limits"] = "required"
+    groups = {"platform_is_worker": True, "slurm_controller": "front"}
+    assert {name: found["worker"][name] for name in groups} == groups
+    groups |= {"platform_is_worker": False}
+    assert {name: found["cluster"].pop(name) for name in groups} == groups
     for name, variables in expected.items():
         for file in ("mlaas4hep_installer", "mlaas4hep_lock", "mlaas4hep_wheel"):
             there = Path(found[name].pop(file))
@@ -225,13 +276,23 @@ def inputs_of_roles(deployed: Deployed, wanted: dict[str, Any], folder: Path) ->
     }
     (folder / "roles/ansible-role-mlaas4hep/roles/mlaas4hep/tasks/probe.yml").write_text(yaml.safe_dump([probe]))
     plays = []
-    for name, names in wanted.items():
-        play = deployed.play(f"{name}.yaml")
-        asked = {"wanted": list(names), "target": str(folder / f"{name}.json")}
+    parts = [(name, name, "mlaas4hep_platform", "front" if name == "cluster" else "localhost") for name in wanted]
+    for name, case, node, host in [*parts, ("worker", "cluster", WORKER, "worker")]:
+        play = deployed.play(f"{case}.yaml", node)
+        more = ["platform_is_worker", "slurm_controller"] if case == "cluster" else []
+        asked = {"wanted": [*wanted[case], *more], "target": str(folder / f"{name}.json")}
         called = {"name": "ansible-role-mlaas4hep/roles/mlaas4hep", "tasks_from": "probe.yml"}
         told = [{"ansible.builtin.include_role": called, "tags": ["inputs"]}]
-        machine = {"hosts": "localhost", "connection": "local", "become": False, "gather_facts": not plays}
+        machine = {
+            "hosts": host,
+            "connection": "local",
+            "become": False,
+            "gather_facts": host != "localhost" or not plays,
+        }
         plays.append({**play, **machine, "vars": {**play["vars"], **asked}, "post_tasks": told})
     (folder / "plays.yml").write_text(yaml.safe_dump(plays))
-    run(programs / "ansible-playbook", "--tags", "inputs", "plays.yml")
-    return {name: json.loads((folder / f"{name}.json").read_text()) for name in wanted}
+    local = {"ansible_python_interpreter": sys.executable}
+    hosts = {"platform": {"hosts": {"front": local}}, "workers": {"hosts": {"worker": local, "other": local}}}
+    (folder / "inventory.yml").write_text(yaml.safe_dump(hosts))
+    run(programs / "ansible-playbook", "--inventory", "inventory.yml", "--tags", "inputs", "plays.yml")
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in [*wanted, "worker"]}

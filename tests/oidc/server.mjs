@@ -26,6 +26,8 @@ const provider = new Provider(settings.issuer, {
     clientCredentials: { enabled: true },
     deviceFlow: { enabled: true },
     revocation: { enabled: true },
+    registration: { enabled: true },
+    registrationManagement: { enabled: true },
     resourceIndicators: {
       enabled: true,
       defaultResource: () => settings.audience,

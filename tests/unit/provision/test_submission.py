@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import yaml
 
 from provision import __version__
 from provision.configure import platform_variables
+from provision.errors import UsageError
 from provision.framework import Framework
-from provision.record import Record
+from provision.plan import plan_among
+from provision.record import Home, Record
 from provision.spec import make_spec
 from provision.tosca.orchestrator import MARK
 from provision.tosca.render import Portfolio, template
@@ -43,6 +46,20 @@ def submission(wishes: dict[str, Any], values: dict[str, Any]) -> Submission:
         ({"jupyter": True}, {}, {}),
         (SHARED, CHOSEN, {}),
         ({**SHARED, "jupyter": True}, CHOSEN, {}),
+        ({"workers": 2, "cvmfs": ["cms.cern.ch"]}, {"workers": 4}, {"workers": 4}),
+        (
+            {
+                **SHARED,
+                "cloud": "site",
+                "client_id": "registered",
+                "admin_groups": ["/cms/admins"],
+                "workers": 1,
+                "worker_flavor": "m1.large",
+            },
+            {"domain": SHARED["domain"], "worker_flavor": "m1.small", "certificate": "acme-staging"},
+            {"worker_flavor": "m1.small", "tls": "acme-staging"},
+        ),
+        ({"gpu": "A100:2/2x3g.40gb"}, {"gpu_partitions": "7x1g.10gb"}, {"gpu": "A100:2/7x1g.10gb"}),
         ({**SHARED, "tls": "internal", "executor": "slurm", "endpoints": ["eos.example.org:1094"]}, CHOSEN, {}),
         (
             {"gpu": "any"},
@@ -66,8 +83,15 @@ def test_another_name_is_that_of_the_machine_too():
     second = first.named("tau")
     assert second.spec("local").name == "tau" and first.name == "higgs"
     assert "name: tau" in second.template("0123456789")
+    assert "\n        name: higgs\n" not in submission({"workers": 1}, {}).named("tau").template("0123456789")
 
 
 @pytest.mark.parametrize("uid", ["1234567890", "12345e6789", "abcdef0123"])
 def test_the_mark_is_a_text_whatever_it_looks_like(uid: str):
     assert yaml.safe_load(submission({}, {}).template(uid))["metadata"][MARK] == uid
+
+
+def test_a_client_is_registered_by_the_orchestrator_alone(user_home: Path):
+    spec = make_spec({"name": "higgs", **SHARED, "client_id": "registered"})
+    with pytest.raises(UsageError, match="Only the PaaS orchestrator registers a client"):
+        plan_among([spec], Home())

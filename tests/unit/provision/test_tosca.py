@@ -15,7 +15,7 @@ from provision.framework import Framework
 from provision.spec import make_spec
 from provision.tosca.check import check
 from provision.tosca.render import TYPES, Portfolio, render
-from tests.conftest import Command
+from tests.conftest import REPOSITORY, Command
 
 PORTFOLIO = Portfolio(
     types="https://git.example.org/tosca-types/raw/v4.0.0",
@@ -31,9 +31,17 @@ SPECS: dict[str, dict[str, Any]] = {
     "large": {"cpus": 12, "memory": "1536MB", "disk": "100GB", "ports": [6006], "idle_stop": "3h"},
     "monitored": {"monitoring": "prometheus", "jupyter": True},
     "gpu": {"gpu": "T4:2", "frameworks": ["torch"]},
+    "divided": {
+        "gpu": "A100/1g.10gb+3x2g.20gb",
+        "cvmfs": ["cms.cern.ch"],
+        "cvmfs_proxy": "http://squid.example.org:3128",
+    },
     "acme": SHARED,
+    "registered": {**SHARED, "client_id": "registered", "groups": ["/cms"], "admin_groups": ["/cms/admins"]},
     "shared": {**SHARED, "tls": "internal", "gpu": "any", "endpoints": ["eos.example.org:1094"]},
     "slurm": {**SHARED, "tls": "internal", "executor": "slurm"},
+    "cluster": {"workers": 3},
+    "shared cluster": {**SHARED, "tls": "internal", "cloud": "site", "workers": 2, "worker_flavor": "m1.large"},
 }
 
 
@@ -141,7 +149,7 @@ FAULTS = {
     "section": ("higgs.yaml", "  node_templates:", "  node_template:", "node_template"),
     "key of an input": ("higgs.yaml", "DNS name that leads to the machine.", "x\n      defolt: y", "defolt"),
     "type of a property": ("higgs.yaml", "            count: 1", "            count: one", '"one" is not an integer'),
-    "value of a property": ("higgs.yaml", "        tls: internal", "        tls: none", "internal"),
+    "value of a property": ("higgs.yaml", "        executor: local", "        executor: slrum", "slurm"),
     "type of a default": ("higgs.yaml", "      default: 4 GiB", "      default: 4 parsecs", "4 parsecs"),
     "required property": ("higgs.yaml", "      properties:\n        name: higgs\n", "      properties:\n", "['name']"),
     "function": ("higgs.yaml", "          get_input: client_id", "          get_inputt: client_id", "get_inputt"),
@@ -151,7 +159,7 @@ FAULTS = {
     "version": ("higgs.yaml", "tosca_simple_yaml_1_0", "tosca_simple_yaml_9_0", "tosca_simple_yaml_9_0"),
     "import": ("higgs.yaml", "mlaas4hep_types.yaml", "mlaas4hep_type.yaml", "mlaas4hep_type.yaml"),
     "no YAML": ("higgs.yaml", "  outputs:\n    node_ip:\n", "  outputs: [\n    node_ip:\n", "valid YAML"),
-    "key twice": ("higgs.yaml", "        tls: internal", "        service: shared", "twice"),
+    "key twice": ("higgs.yaml", "        executor: local", "        service: shared", "twice"),
     "index": ("higgs.yaml", "        - get_input: domain",
               "        - get_property: [mlaas4hep, endpoints, 0]", "get_property"),
     "variable": (TYPES, "            mlaas4hep_gpus:", "            mlaas4hep_gpu_s:", "mlaas4hep_gpu_s"),
@@ -244,6 +252,29 @@ def test_values_of_a_deployment_are_checked(files: Path, tmp_path: Path):
     assert "disk_size" in found[5]
     assert "issuer" in found[6]
     assert found[1] == "the input 'client_id' has no value and no default"
+
+
+def test_values_of_a_cluster_are_checked(tmp_path: Path):
+    rendered(tmp_path / "files", **SPECS["shared cluster"])
+    values = tmp_path / "values.yaml"
+    values.write_text("domain: ml.example.org\nclient_id: a\nworkers: 3\nworker_flavor: '{{ x }}'\niam_groups: [cms]\n")
+    found = {problem.line: problem.text for problem in check(tmp_path / "files/higgs.yaml", values)[1]}
+    assert "workers" in found[3] and "worker_flavor" in found[4] and "iam_groups" in found[5] and len(found) == 3
+
+
+OFFERED = {
+    "num_gpus", "gpu_model", "gpu_partitions", "num_cpus", "mem_size", "disk_size", "cvmfs_repositories", "cvmfs_proxy",
+    "iam_groups", "iam_admin_groups", "certificate", "monitoring", "ports", "users", "os_version", "client_id",
+}  # fmt: skip
+
+
+def test_all_that_the_portfolio_offers_with_machine_learning_has_an_input(shared: Path):
+    """Each row of the manual's table names inputs, which the form has."""
+    text = (REPOSITORY / "docs/tosca.md").read_text().partition("What ML_INFN offers")[2].partition("\n## ")[0]
+    rows = [line.split("|")[2] for line in text.splitlines() if line.startswith("|")][2:]
+    assert len(rows) >= 10 and all("`" in row for row in rows)
+    form = yaml.safe_load((shared / "higgs.parameters.yml").read_text())["inputs"]
+    assert set(form) >= OFFERED and all(any(f"`{name}`" in row for row in rows) for name in OFFERED)
 
 
 def test_no_template_is_a_mistake_of_use(tmp_path: Path):
