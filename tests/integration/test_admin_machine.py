@@ -273,3 +273,4 @@ def test_check_mode_predicts_accounts(lab: Lab, tmp_path: Path):
     # not predicted: the folder that the keys are written into is not there yet
     assert lab.compared("users", "--accounts", str(accounts), unpredicted={"users : Write the keys"})
     assert lab.compared("users", "--lock", "anna")
+    assert lab.compared("users", "--remove", "anna", "--home", "remove")
