@@ -12,7 +12,10 @@ Answers are the service's own JSON (its OpenAPI document is at /api/v1/openapi.j
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -21,6 +24,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +35,7 @@ import httpx
 
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.service.archive import Bounds, pack, unpack
+from mlaas4hep.service.workspaces import size_of
 
 _API = "/api/v1"
 _ATTEMPTS = 5
@@ -39,6 +44,9 @@ _TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 _AGAIN = (429, 502, 503, 504)
 _LARGEST_MODEL = Bounds(2**36, 100_000)
 _PIECE = 2**20
+_RESUMABLE = 8 * 2**20  # bytes from which on an upload is one that can go on
+_PART = 32 * 2**20  # bytes of one of its requests
+_TUS = {"Tus-Resumable": "1.0.0"}
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 Json = dict[str, Any]
 
@@ -140,17 +148,35 @@ class Client:
         return cast(list[Json], self._json("GET", "/workspaces")["workspaces"])
 
     def upload(self, name: str, source: Path) -> Json:
-        """Make a folder, or a tar.gz, the contents of a workspace. Raises UsageError when it cannot be read."""
+        """Make a folder, or a tar.gz, the contents of a workspace. Raises UsageError when it cannot be read.
+
+        From 8 MiB on, it goes on where it broke off, also where an earlier call of this kind did.
+        """
         path = f"/workspaces/{_part(name)}"
         if source.is_dir():
-            return self._json("PUT", path, body=lambda: pack(source))
-        return self._json("PUT", path, body=lambda: _pieces(source))
+            if size_of(source) < _RESUMABLE:
+                return self._json("PUT", path, body=lambda: pack(source))
+            with tempfile.TemporaryFile() as archive:
+                for piece in pack(source):
+                    archive.write(piece)
+                self._resumably(path, "", archive)
+        else:
+            with _opened(source) as stream:
+                if stream.seek(0, os.SEEK_END) < _RESUMABLE:
+                    return self._json("PUT", path, body=lambda: _pieces(stream))
+                self._resumably(path, "", stream)
+        return self._json("GET", path)
 
     def upload_file(self, name: str, source: Path, path: str = "") -> Json:
-        """Put a file into a workspace, by default under its own name."""
-        return self._json(
-            "PUT", f"/workspaces/{_part(name)}/files/{quote(path or source.name)}", body=lambda: _pieces(source)
-        )
+        """Put a file into a workspace, by default under its own name; see `upload`."""
+        path = path or source.name
+        with _opened(source) as stream:
+            size = stream.seek(0, os.SEEK_END)
+            if size < _RESUMABLE:
+                place = f"/workspaces/{_part(name)}/files/{quote(path)}"
+                return self._json("PUT", place, body=lambda: _pieces(stream))
+            self._resumably(f"/workspaces/{_part(name)}", path, stream)
+        return {"path": path, "bytes": size}
 
     def files(self, name: str) -> list[Json]:
         """The files of a workspace."""
@@ -337,6 +363,48 @@ class Client:
                     raise _unreachable(self._http.base_url, error) from error
             time.sleep(_FIRST_PAUSE * 2**failures)
 
+    def _resumably(self, workspace: str, path: str, stream: BinaryIO) -> None:
+        """Upload by tus (see `service.resumable_api`), and go on with what is there already of the same contents."""
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()
+        place, offset = self._begun(workspace, path, size, fingerprint)
+        failures = 0
+        while True:
+            headers = {"Content-Type": "application/offset+octet-stream", "Upload-Offset": str(offset)}
+            try:
+                answer = self._request("PATCH", place, partial(_pieces, stream, offset, _PART), _TUS | headers)
+            except MlaasError as error:
+                failures += 1
+                refused = isinstance(error, ServiceError) and error.status not in (*_AGAIN, 409)
+                if refused or failures >= _ATTEMPTS:
+                    raise
+                time.sleep(_FIRST_PAUSE * 2**failures)
+                answer = self._request("HEAD", place, None, _TUS, again=True)
+            come = int(answer.headers["Upload-Offset"])
+            if answer.status_code == 204 and come == size:
+                return
+            failures = 0 if come > offset else failures
+            offset = come
+
+    def _begun(self, workspace: str, path: str, size: int, fingerprint: str) -> tuple[str, int]:
+        """Address and offset of an upload that was begun before, or is now."""
+        uploads = f"{_API}{workspace}/uploads"
+        told = {"fingerprint": fingerprint} | ({"path": path} if path else {})
+        encoded = ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in told.items())
+        for attempt in range(_ATTEMPTS):
+            for found in self._json("GET", f"{workspace}/uploads")["uploads"]:
+                if (found["path"], found["bytes"], found["fingerprint"]) == (path, size, fingerprint):
+                    return f"{uploads}/{found['id']}", found["offset"]
+            try:
+                headers = _TUS | {"Upload-Length": str(size), "Upload-Metadata": encoded}
+                return self._request("POST", uploads, None, headers).headers["Location"], 0
+            except MlaasError as error:
+                if isinstance(error, ServiceError) or attempt == _ATTEMPTS - 1:
+                    raise
+            time.sleep(_FIRST_PAUSE * 2**attempt)
+        raise AssertionError("unreachable")
+
     def _download(self, url: str, folder: Path) -> None:
         if folder.exists():
             raise UsageError(f"{folder} exists.", "Name another folder.")
@@ -407,13 +475,26 @@ def _once() -> dict[str, str]:
     return {"Idempotency-Key": str(uuid.uuid4()), "Content-Type": "application/json"}
 
 
-def _pieces(source: Path) -> Iterator[bytes]:
+@contextmanager
+def _opened(source: Path) -> Iterator[BinaryIO]:
     try:
-        with source.open("rb") as stream:
-            while piece := stream.read(_PIECE):
-                yield piece
+        stream = source.open("rb")
     except OSError as error:
         raise UsageError(f"{source} cannot be read: {error.strerror}.") from error
+    with stream:
+        yield stream
+
+
+def _pieces(stream: BinaryIO, offset: int = 0, most: int | None = None) -> Iterator[bytes]:
+    """What a file has from a byte on."""
+    left = math.inf if most is None else most
+    try:
+        stream.seek(offset)
+        while left and (piece := stream.read(int(min(_PIECE, left)))):
+            left -= len(piece)
+            yield piece
+    except OSError as error:
+        raise UsageError(f"{getattr(stream, 'name', 'The file')} cannot be read: {error.strerror}.") from error
 
 
 def _parsed(lines: Iterator[str]) -> Iterator[dict[str, str]]:

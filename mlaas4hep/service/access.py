@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlaas4hep.service.dispatcher import Dispatcher
     from mlaas4hep.service.login import BrowserSessions
     from mlaas4hep.service.policy import Policy
+    from mlaas4hep.service.resumable import OpenUploads
     from mlaas4hep.service.settings import Settings
     from mlaas4hep.service.submissions import Submissions
     from mlaas4hep.service.workspaces import Workspaces
@@ -38,6 +39,7 @@ class Service:
     policy: Callable[[], Policy]
     login: BrowserSessions | None
     workspaces: Workspaces
+    uploads: OpenUploads
     submissions: Submissions
     repository: Repository
     dispatcher: Dispatcher

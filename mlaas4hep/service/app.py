@@ -15,7 +15,16 @@ from sqlalchemy import text
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlaas4hep import __version__
-from mlaas4hep.service import branches_api, compatible, jobs_api, models_api, state_api, users_api, workspaces_api
+from mlaas4hep.service import (
+    branches_api,
+    compatible,
+    jobs_api,
+    models_api,
+    resumable_api,
+    state_api,
+    users_api,
+    workspaces_api,
+)
 from mlaas4hep.service.access import Service, TheService
 from mlaas4hep.service.archive import Bounds
 from mlaas4hep.service.authentication import LocalAuthenticator
@@ -28,6 +37,7 @@ from mlaas4hep.service.metrics import Measured, exposition
 from mlaas4hep.service.pages.all import add_pages, is_page
 from mlaas4hep.service.policy import Policy
 from mlaas4hep.service.problems import Problem, ProblemDocument, add_problem_handlers
+from mlaas4hep.service.resumable import OpenUploads
 from mlaas4hep.service.sessions import DatabaseSessions
 from mlaas4hep.service.settings import Settings
 from mlaas4hep.service.submissions import Submissions
@@ -141,7 +151,7 @@ def create_app(
     )
     app.state.service = service
     app.state.predictions = predictions
-    for module in (users_api, workspaces_api, branches_api, jobs_api, models_api, state_api):
+    for module in (users_api, workspaces_api, resumable_api, branches_api, jobs_api, models_api, state_api):
         app.include_router(module.router, prefix=API, responses=_ERRORS)
     app.include_router(compatible.router, responses=_ERRORS)
     app.include_router(_open)
@@ -187,7 +197,8 @@ def _assemble(
 ) -> Service:
     database = open_database(settings.database_url, settings.data)
     bounds = Bounds(settings.limits.unpacked, settings.limits.files)
-    workspaces = Workspaces(settings.data / "workspaces", bounds)
+    uploads = OpenUploads(settings.data / "workspaces")
+    workspaces = Workspaces(settings.data / "workspaces", bounds, uploads.promised)
     repository = Repository(settings.data / "repository")
     submissions = Submissions(database, workspaces, settings.data / "jobs", repository.folder, policies, settings.jobs)
     lock = settings.data / "dispatcher.lock"
@@ -197,12 +208,14 @@ def _assemble(
         login = BrowserLogin(settings.authentication, DatabaseSessions(database), policies)
     elif isinstance(identify, LocalAuthenticator):
         login = TokenLogin(identify, DatabaseSessions(database), policies)
-    return Service(settings, database, identify, policies, login, workspaces, submissions, repository, dispatcher)
+    return Service(
+        settings, database, identify, policies, login, workspaces, uploads, submissions, repository, dispatcher
+    )
 
 
 def _body_limit(settings: Settings) -> Callable[[str, str], int]:
     def limit(method: str, path: str) -> int:
-        uploads = path == compatible.UPLOAD or (method == "PUT" and path.startswith(f"{API}/workspaces/"))
+        uploads = path == compatible.UPLOAD or (method in ("PUT", "PATCH") and path.startswith(f"{API}/workspaces/"))
         return settings.limits.upload if uploads else settings.limits.body
 
     return limit

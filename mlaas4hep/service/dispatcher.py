@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _LOOKS = 8
+_SWEEP_SECONDS = 6 * 3600.0
 _REASON_CHARACTERS = 4000
 _TOGETHER = 16  # jobs that are handed over before others are looked at
 Need = tuple[int, int, int]
@@ -157,10 +160,12 @@ class Dispatcher:
                 except BlockingIOError:
                     self._pause()
                     continue
-                with suppress(OSError):
-                    self._submissions.sweep()
+                swept = -math.inf
                 while not self._stop:
                     try:
+                        if time.monotonic() - swept >= _SWEEP_SECONDS:
+                            swept = time.monotonic()
+                            self._submissions.sweep()
                         self.step()
                     except Exception:
                         # the database may be away for a while; the jobs wait for it

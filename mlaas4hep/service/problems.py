@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.service.draining import DrainedError
 from mlaas4hep.service.identity import AuthenticationError, NotPermittedError
+from mlaas4hep.service.resumable import OffsetError
 from mlaas4hep.service.submissions import ConflictError
 from mlaas4hep.service.workspaces import AbsentError, QuotaError
 from mlaas4hep.serving.repository import UnknownModelError
@@ -24,6 +25,7 @@ _STATUS: dict[type, int] = {
     AbsentError: 404,
     UnknownModelError: 404,
     ConflictError: 409,
+    OffsetError: 409,
     QuotaError: 403,
     UsageError: 422,
     MlaasError: 503,

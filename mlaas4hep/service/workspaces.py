@@ -2,7 +2,7 @@
 
 `<root>/<user.key>/<name>/` holds the files; nothing else is known of a workspace. New contents are made in
 `<root>/<user.key>/.incoming-*` and renamed, under the user's lock, after the old ones were renamed to `.old-<name>`.
-Who copies a workspace shares the lock.
+Who copies a workspace shares the lock. `.upload-*` are uploads that may go on (see `resumable`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.service.archive import Bounds, checked_path, open_plain, unpack
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}")
+UPLOAD = ".upload-"
 _LOCK = ".lock"
 _OLD = ".old-"
 
@@ -62,11 +63,13 @@ class Workspaces:
     Args:
         root: their folder.
         bounds: of one workspace.
+        promised: gives the bytes that a user's unfinished uploads have or will have.
     """
 
-    def __init__(self, root: Path, bounds: Bounds) -> None:
+    def __init__(self, root: Path, bounds: Bounds, promised: Callable[[str], int] = lambda _: 0) -> None:
         self._root = root
         self._bounds = bounds
+        self._promised = promised
 
     def all(self, user_key: str) -> list[WorkspaceInfo]:
         """The user's workspaces by name."""
@@ -85,12 +88,12 @@ class Workspaces:
         return _info(self.folder(user_key, name))
 
     def used(self, user_key: str) -> int:
-        """Bytes of all the user's workspaces."""
-        return sum(workspace.bytes for workspace in self.all(user_key))
+        """Bytes of all the user's workspaces, with those that unfinished uploads have or will have."""
+        return sum(workspace.bytes for workspace in self.all(user_key)) + self._promised(user_key)
 
     def create(self, user_key: str, name: str) -> bool:
         """Make an empty workspace. Returns False when it is there already. Raises UsageError for a wrong name."""
-        with self._locked(user_key, fcntl.LOCK_EX):
+        with locked(self._root / user_key, fcntl.LOCK_EX):
             target = self._root / user_key / checked_name(name)
             if target.exists():
                 return False
@@ -111,10 +114,10 @@ class Workspaces:
         checked_name(name)
         with self._incoming(user_key) as incoming:
             unpack(archive, incoming, self._bounds)
-            with self._locked(user_key, fcntl.LOCK_EX):
+            with locked(self._root / user_key, fcntl.LOCK_EX):
                 target = self._root / user_key / name
                 before = _info(target).bytes if target.exists() else 0
-                self._refuse_beyond(_info(incoming).bytes, left(self.used(user_key) - before))
+                refuse_beyond(_info(incoming).bytes, left(self.used(user_key) - before))
                 _swap(incoming, target)
                 return _info(target)
 
@@ -122,11 +125,11 @@ class Workspaces:
         """Move a file into a workspace, replacing one of that path. Raises AbsentError, UsageError, QuotaError."""
         folder = self.folder(user_key, name)
         target = folder / checked_path(path)
-        with self._locked(user_key, fcntl.LOCK_EX):
+        with locked(self._root / user_key, fcntl.LOCK_EX):
             if not folder.is_dir():
                 raise AbsentError
             size = source.stat().st_size
-            self._refuse_beyond(size, left(self.used(user_key)))
+            refuse_beyond(size, left(self.used(user_key)))
             if _info(folder).files >= self._bounds.files:
                 raise QuotaError(f"The workspace {name} has {self._bounds.files} files already.", "Delete some.")
             try:
@@ -156,7 +159,7 @@ class Workspaces:
     def delete_file(self, user_key: str, name: str, path: str) -> None:
         """Remove a file. Raises AbsentError, UsageError for a wrong path."""
         folder = self.folder(user_key, name)
-        with self._locked(user_key, fcntl.LOCK_EX):
+        with locked(self._root / user_key, fcntl.LOCK_EX):
             try:
                 (folder / checked_path(path)).unlink()
             except OSError as error:
@@ -166,7 +169,7 @@ class Workspaces:
     def delete(self, user_key: str, name: str) -> None:
         """Remove a workspace. Raises AbsentError."""
         folder = self.folder(user_key, name)
-        with self._incoming(user_key) as away, self._locked(user_key, fcntl.LOCK_EX):
+        with self._incoming(user_key) as away, locked(self._root / user_key, fcntl.LOCK_EX):
             try:
                 folder.rename(away / name)
             except FileNotFoundError as error:
@@ -175,7 +178,7 @@ class Workspaces:
     def copy(self, user_key: str, name: str, target: Path) -> None:
         """Copy a workspace to a folder that does not exist yet. Raises AbsentError."""
         folder = self.folder(user_key, name)
-        with self._locked(user_key, fcntl.LOCK_SH):
+        with locked(self._root / user_key, fcntl.LOCK_SH):
             try:
                 shutil.copytree(folder, target, symlinks=True)
             except FileNotFoundError as error:
@@ -188,13 +191,14 @@ class Workspaces:
             yield stream
 
     def sweep(self, before: float) -> None:
-        """Mend what killed uploads have left, older than a time in seconds since the epoch."""
-        for folder in self._root.glob("*/.incoming-*"):
-            with suppress(FileNotFoundError):
-                if folder.stat().st_mtime < before:
-                    shutil.rmtree(folder, ignore_errors=True)
+        """Mend what killed and abandoned uploads have left, older than a time in seconds since the epoch."""
+        for kind in (".incoming-", UPLOAD):
+            for folder in self._root.glob(f"*/{kind}*"):
+                with suppress(FileNotFoundError):
+                    if folder.stat().st_mtime < before:
+                        shutil.rmtree(folder, ignore_errors=True)
         for home in self._root.glob("u*"):
-            with self._locked(home.name, fcntl.LOCK_EX):
+            with locked(home, fcntl.LOCK_EX):
                 for old in home.glob(f"{_OLD}*"):
                     _restore(old)
 
@@ -207,10 +211,6 @@ class Workspaces:
             raise AbsentError
         return folder
 
-    def _refuse_beyond(self, size: int, left: int) -> None:
-        if size > left:
-            raise QuotaError(f"These {size} bytes are more than the {max(left, 0)} that you may still store.")
-
     @contextmanager
     def _incoming(self, user_key: str) -> Iterator[Path]:
         home = self._root / user_key
@@ -222,13 +222,20 @@ class Workspaces:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    @contextmanager
-    def _locked(self, user_key: str, how: int) -> Iterator[None]:
-        home = self._root / user_key
-        home.mkdir(mode=0o750, parents=True, exist_ok=True)
-        with (home / _LOCK).open("a") as stream:
-            fcntl.flock(stream, how)
-            yield
+
+@contextmanager
+def locked(home: Path, how: int) -> Iterator[None]:
+    """A user's lock, on the folder of their workspaces, which is made."""
+    home.mkdir(mode=0o750, parents=True, exist_ok=True)
+    with (home / _LOCK).open("a") as stream:
+        fcntl.flock(stream, how)
+        yield
+
+
+def refuse_beyond(size: int, left: int) -> None:
+    """Raise QuotaError for more bytes than are left."""
+    if size > left:
+        raise QuotaError(f"These {size} bytes are more than the {max(left, 0)} that you may still store.")
 
 
 def checked_name(name: str) -> str:

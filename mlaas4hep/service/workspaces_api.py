@@ -57,9 +57,8 @@ class FileList(BaseModel):
 @router.get("")
 def list_workspaces(user: Submitter, service: TheService) -> WorkspaceList:
     """Your workspaces."""
-    workspaces = service.workspaces.all(user.key)
-    used = sum(workspace.bytes for workspace in workspaces)
-    return WorkspaceList(workspaces=workspaces, left=max(service.submissions.left(user, used), 0))
+    used = service.workspaces.used(user.key)
+    return WorkspaceList(workspaces=service.workspaces.all(user.key), left=max(service.submissions.left(user, used), 0))
 
 
 @router.post("", status_code=201)

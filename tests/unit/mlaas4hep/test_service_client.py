@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import socket
 import threading
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from mlaas4hep.client import Client, ServiceError, find_token
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.notebook import watch
-from tests.unit.mlaas4hep.service_parts import WORKFLOW, Running, running
+from tests.unit.mlaas4hep.service_parts import ALICE, WORKFLOW, Running, running
 
 
 @pytest.fixture
@@ -110,11 +112,13 @@ def test_the_token_comes_from_file_environment_or_agent(tmp_path: Path, monkeypa
 
 
 class Unreliable:
-    """A way to the service that breaks some connections: before the request arrives, or before the answer does."""
+    """A way to the service that breaks some connections: before the request arrives, in the middle of it, or before the
+    answer does; `heads` are the requests that came."""
 
     def __init__(self, port: int, broken: list[str]) -> None:
         self._port = port
         self._broken = broken
+        self.heads: list[str] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._run)
@@ -130,11 +134,19 @@ class Unreliable:
                 if not data:
                     return
                 how = self._broken.pop(0) if self._broken else ""
+                head, _, body = data.partition(b"\r\n\r\n")
+                self.heads.append(head.decode())
                 if how == "request":
                     continue
-                head, _, body = data.partition(b"\r\n\r\n")
                 with socket.create_connection(("127.0.0.1", self._port)) as far:
                     far.sendall(head + b"\r\nConnection: close\r\n\r\n" + body)
+                    while how == "middle" and (piece := near.recv(65536)):
+                        far.sendall(piece)
+                        body += piece
+                        if len(body) > 300_000:
+                            break
+                    if how == "middle":
+                        continue
                     near.settimeout(0.3)
                     try:
                         while piece := near.recv(65536):
@@ -164,6 +176,47 @@ def test_a_submission_whose_answer_is_lost_is_repeated_and_happens_once(service:
         finally:
             way.end()
         assert [found["id"] for found in direct.jobs()] == [job["id"]]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_an_upload_goes_on_where_it_broke_off(
+    service: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    monkeypatch.setattr("mlaas4hep.client._RESUMABLE", 2**20)
+    monkeypatch.setattr("mlaas4hep.client._PART", 700_000)
+    source = tmp_path / "data"
+    source.mkdir()
+    content = os.urandom(1_500_000)
+    (source / "a.root").write_bytes(content)
+    monkeypatch.setattr("mlaas4hep.client._FIRST_PAUSE", 0.001)
+    # first: list, beginning, list, first part, half a part, and nothing more; then: list, and the end
+    broken = ["", "answer", "", "", "middle", *["request"] * 5, "", "answer"]
+    way = Unreliable(int(service.url.rpartition(":")[2]), broken)
+    with Client(service.url, lambda: "alice") as direct:
+        direct.upload("higgs", source)
+        try:
+            with Client(way.url, lambda: "alice") as client:
+                with pytest.raises(MlaasError, match="does not answer"):
+                    put(client, source, kind)
+                put(client, source, kind)
+        finally:
+            way.end()
+        offsets = [int(found[1]) for head in way.heads if (found := re.search(r"upload-offset: (\d+)", head.lower()))]
+        assert offsets[:2] == [0, 700_000]
+        assert min(offsets[2:]) > 700_000, offsets
+        files = {"file": ["a.root", "again.root"], "folder": ["a.root"]}[kind]
+        assert [file["path"] for file in direct.files("higgs")] == files
+        assert {file["bytes"] for file in direct.files("higgs")} == {len(content)}
+        stored = service.service.workspaces.folder(ALICE.key, "higgs")
+        assert (stored / files[-1]).read_bytes() == content
+        assert direct._json("GET", "/workspaces/higgs/uploads") == {"uploads": []}
+
+
+def put(client: Client, source: Path, kind: str) -> None:
+    if kind == "file":
+        assert client.upload_file("higgs", source / "a.root", "again.root")["bytes"] == 1_500_000
+    else:
+        assert client.upload("higgs", source)["files"] == 1
 
 
 def test_a_cancellation_is_not_repeated(service: Running):
