@@ -76,6 +76,22 @@ class ControlGroup:
                 return int(facts.get("oom_kill", "0")) > 0
         return False
 
+    def memory(self) -> int:
+        """Bytes in use now, without the cache of files; 0 where that cannot be seen."""
+        with suppress(OSError, ValueError):
+            facts = dict(line.split() for line in (self.folders["memory"] / "memory.stat").read_text().splitlines())
+            names = ("anon", "shmem") if "anon" in facts else ("total_rss", "total_shmem")
+            return sum(int(facts.get(name, "0")) for name in names)
+        return 0
+
+    def cpu_seconds(self) -> float | None:
+        """Processor time of all that was ever in it; None where the kernel does not tell (version 1)."""
+        with suppress(OSError, ValueError):
+            facts = dict(line.split() for line in (self.folders["cpu"] / "cpu.stat").read_text().splitlines())
+            if "usage_usec" in facts:
+                return int(facts["usage_usec"]) / 1e6
+        return None
+
     def end(self) -> None:
         """Kill all of its processes, wait until they are gone, and remove it.
 

@@ -28,11 +28,15 @@ class DiskWatch:
     Args:
         places: folders and files that it writes to.
         limit: bytes that it may write.
+
+    Attributes:
+        written: bytes at the last look.
     """
 
     def __init__(self, places: Sequence[Path], limit: int) -> None:
         self._places = places
         self._limit = limit
+        self.written = 0
 
     def look(self, processes: Iterable[int]) -> float:
         """Seconds until the next look.
@@ -46,7 +50,8 @@ class DiskWatch:
         if len(sizes) > _MOST_FILES:
             raise DiskFullError(f"It made more than the {_MOST_FILES} files and folders that it may.")
         sizes |= _deleted(processes, {device for device, _ in sizes})
-        room = self._limit - sum(sizes.values())
+        self.written = sum(sizes.values())
+        room = self._limit - self.written
         if room < 0:
             raise DiskFullError(f"It wrote more than the {self._limit / 2**20:.0f} MiB that it may.")
         return min(max(room / _FASTEST, _SHORTEST), _LONGEST)

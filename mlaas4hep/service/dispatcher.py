@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import and_, func, or_, select, update
 
 from mlaas4hep.errors import MlaasError
 from mlaas4hep.service import metrics
@@ -151,6 +151,32 @@ class Dispatcher:
     def wake(self) -> None:
         """There is something to do."""
         self._wake.set()
+
+    def position(self, row: JobRow) -> int | None:
+        """A waiting job's place in the queue of all users, from 1; None for others.
+
+        It is the order of `choose` as long as nothing ends and each job has room when its turn comes.
+        """
+        if row.phase != WAITING or row.cancelled:
+            return None
+        place = func.row_number().over(partition_by=JobRow.user_key, order_by=JobRow.id).label("place")
+        chosen = (JobRow.phase == WAITING, ~JobRow.cancelled)
+        queue = select(JobRow.id, JobRow.user_key, place).where(*chosen).subquery()
+        busy = (
+            select(JobRow.user_key, func.count().label("count"))
+            .where(JobRow.phase.in_((HANDING, HANDED)))
+            .group_by(JobRow.user_key)
+            .subquery()
+        )
+        turn = (queue.c.place + func.coalesce(busy.c.count, 0)).label("turn")
+        joined = queue.outerjoin(busy, busy.c.user_key == queue.c.user_key)
+        turns = select(queue.c.id, turn).select_from(joined).subquery()
+        with self._database.read() as session:
+            own = session.scalar(select(turns.c.turn).where(turns.c.id == row.id))
+            if own is None:
+                return None
+            earlier = or_(turns.c.turn < own, and_(turns.c.turn == own, turns.c.id < row.id))
+            return 1 + (session.scalar(select(func.count()).select_from(turns).where(earlier)) or 0)
 
     def _run(self) -> None:
         with self._lock.open("a") as stream:

@@ -7,6 +7,7 @@ job.json        identifier, name, time of submission; written once, by `mlaas4he
 task.json       the present attempt, written by the executor
 state.json      where the attempt stands while it lives, written by its supervisor
 result.json     how it ended, written by its supervisor, once
+usage.json      what the attempt has used, written by its supervisor
 progress.jsonl  what the training tells, one JSON object a line
 hosts           the sandbox's /etc/hosts, where the job reaches data endpoints
 log             standard output and error of the job

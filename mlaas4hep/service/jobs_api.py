@@ -20,6 +20,7 @@ from mlaas4hep.service.executor import State
 from mlaas4hep.service.identity import User
 from mlaas4hep.service.problems import Problem
 from mlaas4hep.service.submissions import ENDED, WAITING, JobResources, Submission
+from mlaas4hep.service.usage import recorded
 from mlaas4hep.service.workspaces import AbsentError
 from mlaas4hep.service.workspaces_api import attachment, pieces
 from mlaas4hep.training.bundle import MANIFEST
@@ -53,6 +54,20 @@ class PublishedModel(BaseModel):
     version: int
 
 
+class JobUsage(BaseModel):
+    """What the present attempt has used up to now.
+
+    Attributes:
+        cpu_seconds: of all its processes, on all processors.
+        memory: most bytes at once, without the cache of files; without a control group those of its largest process.
+        disk: most bytes that it has written and kept.
+    """
+
+    cpu_seconds: float
+    memory: int
+    disk: int
+
+
 class JobView(BaseModel):
     """A job.
 
@@ -66,6 +81,8 @@ class JobView(BaseModel):
         cancelled: whether its end was asked for.
         model: the published model.
         progress: the last thing that the training told; only of a single job.
+        used: what it has used; only of a single job, null where that is not known.
+        position: its place in the queue of all users, from 1; only of a single job that waits for the service.
     """
 
     id: str
@@ -82,6 +99,8 @@ class JobView(BaseModel):
     resources: JobResources
     model: PublishedModel | None
     progress: dict[str, Any] | None = None
+    used: JobUsage | None = None
+    position: int | None = None
 
 
 class JobList(BaseModel):
@@ -134,9 +153,14 @@ def list_jobs(user: Submitter, service: TheService, cursor: Cursor = "", limit: 
 
 @router.get("/{key}")
 def show_job(key: Key, user: Submitter, service: TheService) -> JobView:
-    """One job, with the last thing that its training told."""
+    """One job, with the last thing that its training told, what it has used, or its place in the queue."""
     row = service.submissions.find(user, key)
-    return view(row, _last_line(service.submissions.folder(row) / "progress.jsonl"))
+    folder = service.submissions.folder(row)
+    shown = view(row, _last_line(folder / "progress.jsonl"))
+    used = recorded(folder, service.submissions.task(row).key)
+    shown.used = None if used is None else JobUsage.model_validate(used)
+    shown.position = service.dispatcher.position(row)
+    return shown
 
 
 @router.delete("/{key}", status_code=204)

@@ -28,12 +28,12 @@ from mlaas4hep.service.workspaces import checked_name
 from mlaas4hep.service.workspaces_api import Name
 
 router = APIRouter(prefix="/workspaces", tags=["workspaces"])
-_VERSION = "1.0.0"
+VERSION = "1.0.0"
 _TYPE = "application/offset+octet-stream"
 _PIECE = 2**20
 _MOST_FINGERPRINT = 200
 Identifier = Annotated[str, InPath(max_length=32, examples=["0123456789abcdef0123456789abcdef"])]
-Version = Annotated[str, Header(alias="Tus-Resumable", max_length=20, description=f"`{_VERSION}`.")]
+Version = Annotated[str, Header(alias="Tus-Resumable", max_length=20, description=f"`{VERSION}`.")]
 Length = Annotated[int, Header(alias="Upload-Length", ge=0, le=2**62, description="Bytes of the whole.")]
 Offset = Annotated[int, Header(alias="Upload-Offset", ge=0, le=2**62, description="Byte where the body begins.")]
 Metadata = Annotated[
@@ -56,7 +56,7 @@ class UploadList(BaseModel):
 @router.options("/{name}/uploads", status_code=204)
 def upload_options(name: Name, _: Submitter, service: TheService) -> Response:
     """What this server can: version and extensions of tus, and the largest upload."""
-    facts = {"Tus-Version": _VERSION, "Tus-Extension": "creation,termination"}
+    facts = {"Tus-Version": VERSION, "Tus-Extension": "creation,termination"}
     return _answer(204, **facts, **{"Tus-Max-Size": str(service.settings.limits.upload)})
 
 
@@ -179,8 +179,8 @@ def _left(service: Service, user: User) -> int:
 
 
 def _check_version(version: str) -> None:
-    if version != _VERSION:
-        raise Problem(412, f"The header Tus-Resumable is not {_VERSION}.", "Send it.", {"Tus-Version": _VERSION})
+    if version != VERSION:
+        raise Problem(412, f"The header Tus-Resumable is not {VERSION}.", "Send it.", {"Tus-Version": VERSION})
 
 
 def _metadata(text: str) -> dict[str, str]:
@@ -196,4 +196,4 @@ def _metadata(text: str) -> dict[str, str]:
 
 
 def _answer(status: int, **headers: str) -> Response:
-    return Response(status_code=status, headers={"Tus-Resumable": _VERSION, **headers})
+    return Response(status_code=status, headers={"Tus-Resumable": VERSION, **headers})

@@ -8,6 +8,7 @@ interrupted.
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import select
@@ -44,8 +45,10 @@ from mlaas4hep.service.executor import Outcome, State, Task
 from mlaas4hep.service.jobs import SOCKET, all_jobs, give, now, read_json
 from mlaas4hep.service.network import JobNetwork
 from mlaas4hep.service.sandbox import Gate, gpu_nodes, sandboxed
+from mlaas4hep.service.usage import Usage
 
 _INTERVAL = 0.5
+_USAGE_INTERVAL = 10.0  # seconds between two records of what is used
 _REASON_BYTES = 8192
 _LOG_LINES = 3
 _FIRST_ACCOUNT, _ACCOUNTS = 1_000_000_000, 500_000_000
@@ -125,6 +128,7 @@ class _Supervision:
         self._started = ""
         self._stopping = False
         self._devices: list[Path] = []
+        self._usage = Usage()
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGTERM, self._stop)
 
@@ -246,6 +250,8 @@ class _Supervision:
                 out_of_memory = limits is not None and limits.killed_for_memory()
                 process.kill()
                 status = process.wait()
+                self._usage.end()
+                self._usage.record(self._task)
                 if group:
                     group.end()
                 # what the job may have done to it
@@ -320,9 +326,14 @@ class _Supervision:
         seconds = self._task.resources.seconds
         deadline = time.monotonic() + seconds
         disk = DiskWatch([self._folder / name for name in ("work", "log", "progress.jsonl")], self._task.resources.disk)
+        told = -math.inf
         try:
             while True:
                 pause = min(_INTERVAL, disk.look(group.processes() if group else []), deadline - time.monotonic())
+                self._usage.look(group, disk.written)
+                if time.monotonic() - told >= _USAGE_INTERVAL:
+                    told = time.monotonic()
+                    self._usage.record(self._task)
                 if self._pause(pause, ended):
                     return
                 self._heed()
@@ -333,6 +344,7 @@ class _Supervision:
         except DiskFullError as error:
             raise _EndedError(State.FAILED, str(error)) from error
         finally:
+            self._usage.look(group, disk.written)
             os.close(ended)
 
 

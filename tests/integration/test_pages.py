@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import Response, expect
+from playwright.sync_api import Response, Route, expect
 from sqlalchemy import insert
 
 from mlaas4hep.service.database import JobRow
@@ -84,6 +85,43 @@ def job(pages: Pages) -> str:
     address = page.url
     page.close()
     return address
+
+
+def test_a_large_upload_goes_on_when_the_network_is_back_and_after_a_reload(pages: Pages, tmp_path: Path):
+    large = tmp_path / "large.root"
+    with large.open("wb") as stream:
+        stream.truncate(40 * 2**20)
+    page = pages.page("bob")
+    page.get_by_label("Name").fill("large")
+    page.get_by_role("button", name="Create").click()
+    expect(page.get_by_role("heading", name="large", level=1)).to_be_visible()
+    broken, offsets = True, list[str]()
+
+    def part(route: Route) -> None:
+        if route.request.method == "PATCH":
+            offsets.append(route.request.headers["upload-offset"])
+            if broken and offsets[-1] != "0":
+                route.abort()
+                return
+        route.continue_()
+
+    page.route("**/uploads/*", part)
+    page.locator("#files-input").set_input_files(large)
+    expect(page.locator("#uploads li")).to_contain_text("it goes on when the service answers again")
+    shoot(page, "upload-waits")
+    page.reload()
+    expect(page.locator("#unfinished li")).to_contain_text("large.root: 32 MiB of 40 MiB")
+    shoot(page, "upload-unfinished")
+    assert faults_of_access(page) == []
+    page.locator("#files-input").set_input_files(large)
+    expect(page.locator("#uploads li")).to_contain_text("it goes on when the service answers again")
+    broken = False
+    page.evaluate("dispatchEvent(new Event('online'))")
+    expect(page.locator("#files").get_by_role("link", name="large.root", exact=True)).to_be_visible()
+    expect(page.locator("#unfinished")).to_have_count(0)
+    expect(page.locator("#uploads li")).to_have_count(0)
+    assert offsets.count("0") == 1
+    assert page.get_by_role("row").filter(has_text="large.root").get_by_text("40 MiB").count() == 1
 
 
 def test_a_job_from_sign_in_to_prediction(pages: Pages, job: str):

@@ -85,6 +85,12 @@ def job_state(look: TheLook, key: Key, user: Submitter, service: TheService, see
     return look.page("job_state.html", user, job=shown, stamp=_stamp)
 
 
+@router.get(UI + "/jobs/{key}/used")
+def job_used(look: TheLook, key: Key, user: Submitter, service: TheService) -> Response:
+    """What a job uses now, or its place in the queue."""
+    return look.page("job_used.html", user, job=jobs_api.show_job(key, user, service))
+
+
 @router.get(UI + "/jobs/{key}/report")
 def report(key: Key, user: Submitter, service: TheService) -> Response:
     """The report as a page."""

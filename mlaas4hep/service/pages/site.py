@@ -162,6 +162,15 @@ def _time(text: str) -> str:
         return text
 
 
+def _duration(seconds: float) -> str:
+    """Seconds as people read them."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader(__package__),
@@ -170,7 +179,14 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": _size, "count": _count, "time": _time, "markdown": as_html, "bars": bars}
+    environment.filters |= {
+        "size": _size,
+        "count": _count,
+        "time": _time,
+        "duration": _duration,
+        "markdown": as_html,
+        "bars": bars,
+    }
     environment.globals |= {"asset": asset_path, "ui": UI}
     return environment
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Form, Query, Response
 
 from mlaas4hep.errors import MlaasError
-from mlaas4hep.service import branches_api, workspaces_api
+from mlaas4hep.service import branches_api, resumable_api, workspaces_api
 from mlaas4hep.service.access import Submitter, TheService
 from mlaas4hep.service.pages.site import UI, TheLook, on_with, page_router
 from mlaas4hep.service.problems import Problem
@@ -54,7 +54,9 @@ def workspace(look: TheLook, name: Name, user: Submitter, service: TheService) -
     """One workspace with its files."""
     info = workspaces_api.show_workspace(name, user, service)
     files = workspaces_api.list_files(name, user, service).files
-    return look.page("workspace.html", user, info=info, files=files[:_MOST_SHOWN], more=len(files) - _MOST_SHOWN)
+    uploads = resumable_api.list_uploads(name, user, service).uploads
+    more = len(files) - _MOST_SHOWN
+    return look.page("workspace.html", user, info=info, files=files[:_MOST_SHOWN], more=more, uploads=uploads)
 
 
 @router.post(UI + "/workspaces/{name}/delete")
@@ -68,6 +70,13 @@ def delete_workspace(name: Name, user: Submitter, service: TheService) -> Respon
 def delete_file(name: Name, user: Submitter, service: TheService, path: Annotated[str, Form()]) -> Response:
     """Delete a file."""
     workspaces_api.delete_file(name, path, user, service)
+    return on_with(f"{UI}/workspaces/{name}")
+
+
+@router.post(UI + "/workspaces/{name}/uploads/{upload}/delete")
+def end_upload(name: Name, upload: resumable_api.Identifier, user: Submitter, service: TheService) -> Response:
+    """Give an unfinished upload up."""
+    resumable_api.end_upload(name, upload, user, service, resumable_api.VERSION)
     return on_with(f"{UI}/workspaces/{name}")
 
 

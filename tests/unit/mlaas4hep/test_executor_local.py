@@ -22,6 +22,7 @@ from mlaas4hep.service.cgroups import ControlGroup
 from mlaas4hep.service.executor import Outcome, Resources, State, Task
 from mlaas4hep.service.jobs import read_json, write_json
 from mlaas4hep.service.local import LocalExecutor, LocalSettings
+from mlaas4hep.service.usage import recorded
 from tests.confinement import require_confinement
 
 DEADLINE = 300.0
@@ -225,7 +226,8 @@ held = []
 while True:
     held.append(bytearray(os.urandom(2**20)) * 8)
 """
-    outcome, _ = run(executor, make(code, memory=800 * MEGABYTE))
+    task = make(code, memory=800 * MEGABYTE)
+    outcome, _ = run(executor, task)
     assert outcome == Outcome(
         State.OUT_OF_MEMORY,
         "It needed more memory than the 800 MiB that it may use.",
@@ -234,6 +236,11 @@ while True:
     )
     assert executor.status(neighbour).state is State.RUNNING
     assert group_of(neighbour).processes()
+    used = recorded(task.folder, task.key)
+    assert used
+    assert used["cpu_seconds"] > 0
+    assert 200 * MEGABYTE < used["memory"] <= 800 * MEGABYTE
+    assert recorded(task.folder, "another-1") is None
 
 
 def test_a_fork_bomb_is_bounded_and_leaves_nothing(executor: LocalExecutor, make: Make) -> None:
@@ -286,8 +293,10 @@ for number in range(100_000):
     stream.write(os.urandom(2**20))
     stream.flush()
 """
-    outcome, _ = run(executor, make(code, disk=100 * MEGABYTE))
+    task = make(code, disk=100 * MEGABYTE)
+    outcome, _ = run(executor, task)
     assert outcome.state is State.FAILED
+    assert (recorded(task.folder, task.key) or {})["disk"] > 100 * MEGABYTE
     assert outcome.reason == "It wrote more than the 100 MiB that it may."
 
 

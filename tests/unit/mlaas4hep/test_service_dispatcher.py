@@ -101,6 +101,29 @@ def test_jobs_stay_within_the_total(tmp_path):
     service.service.database.close()
 
 
+def test_the_place_in_the_queue_is_the_order_of_choice(service: Running):
+    other = User(ALICE.issuer, "other", "Other", (), ALICE.roles)
+    running = give(service)
+    service.service.dispatcher.step()
+    keys = [*give(service, 3), *give(service, 2, other)]
+    position = service.service.dispatcher.position
+    waiting = [row(service, key) for key in keys]
+    left, begun, order = list(waiting), Counter({ALICE.key: 1}), []
+    while left:
+        heads = {job.user_key: job for job in reversed(left)}
+        found = chosen([candidate(job.id, user) for user, job in heads.items()], begun, free=UNLIMITED)
+        [job] = [job for job in left if job.id == found]
+        left.remove(job)
+        begun[job.user_key] += 1
+        order.append(job)
+    assert order[0].user_key == other.key, "Alice has a job that runs"
+    assert [position(job) for job in order] == [1, 2, 3, 4, 5]
+    assert position(row(service, running[0])) is None
+    service.service.submissions.cancel(order[0].key, None)
+    assert position(row(service, order[0].key)) is None
+    assert {position(row(service, job.key)) for job in order[1:]} == {1, 2, 3, 4}
+
+
 def test_a_kill_before_the_executor_was_told_loses_nothing(service: Running):
     [key] = give(service)
     with service.service.database.write() as session:

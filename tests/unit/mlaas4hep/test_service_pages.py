@@ -131,6 +131,25 @@ def test_what_is_somebody_else_s_is_not_there(service: Running):
     assert service.client(ADMIN).get("/ui/admin").status_code == 200
 
 
+def test_a_job_s_page_tells_what_it_uses_and_its_place_in_the_queue(service: Running):
+    client = service.client()
+    upload(client, "using")
+    job = ended(client, submit(client, "using")["id"])
+    assert (job["used"], job["position"]) == (None, None)
+    folder = service.settings.data / "jobs" / job["id"]
+    told = {"key": f"{job['id']}-1", "cpu_seconds": 3725.5, "memory": 2**29, "disk": 3 * 2**20}
+    (folder / "usage.json").write_text(json.dumps(told))
+    assert client.get(f"/api/v1/jobs/{job['id']}").json()["used"]["memory"] == 2**29
+    page = client.get(f"/ui/jobs/{job['id']}").text
+    assert "1 h 2 min" in page
+    assert "512 MiB of 2 GiB" in page
+    part = client.get(f"/ui/jobs/{job['id']}/used").text
+    assert "3 MiB of 10 GiB" in part
+    assert "hx-get" not in part, "what has ended is not asked for again"
+    (folder / "usage.json").write_text(json.dumps({**told, "key": f"{job['id']}-2"}))
+    assert client.get(f"/api/v1/jobs/{job['id']}").json()["used"] is None
+
+
 def test_a_job_is_submitted_once_however_often_the_form_is_sent(service: Running):
     client = service.client()
     upload(client, "twice")
