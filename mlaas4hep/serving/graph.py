@@ -26,7 +26,7 @@ _POLICY = (
     "style-src 'self' 'unsafe-inline'; font-src 'self' data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
-_HEADERS = {
+HEADERS = {
     "content-security-policy": _POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -46,7 +46,7 @@ def routes() -> Sequence[BaseRoute]:
 
 async def to_page(request: Request) -> Response:
     """The page's files lie below it."""
-    return RedirectResponse("graph/", headers=_HEADERS)
+    return RedirectResponse("graph/", headers=HEADERS)
 
 
 async def of_query(request: Request) -> Response:
@@ -54,16 +54,14 @@ async def of_query(request: Request) -> Response:
     user = await user_of(request)
     name = request.query_params.get("model", "")
     predictions_of(request).repository.find(user, name)
-    return RedirectResponse(f"../models/{name}/graph/", headers=_HEADERS)
+    return RedirectResponse(f"../models/{name}/graph/", headers=HEADERS)
 
 
 async def page(request: Request) -> Response:
     """Netron, which fetches the network from beside the page."""
     user = await user_of(request)
     predictions_of(request).repository.find(user, request.path_params["model"])
-    answer = Response(_page(), media_type="text/html", headers=_HEADERS)
-    answer.set_cookie("consent", "none", path=request.url.path, samesite="strict")
-    return answer
+    return viewer(request.url.path)
 
 
 async def file(request: Request) -> Response:
@@ -75,12 +73,28 @@ async def file(request: Request) -> Response:
         model = await predictions.model(user, request.path_params["model"])
         if not model.network.is_file():
             raise UsageError("This model has no ONNX network to show.", "Its folder can be downloaded.")
-        return FileResponse(model.network, media_type="application/octet-stream", headers=_HEADERS)
+        return FileResponse(model.network, media_type="application/octet-stream", headers=HEADERS)
     predictions.repository.find(user, request.path_params["model"])
+    return viewer_file(name)
+
+
+def viewer(place: str) -> Response:
+    """Netron's page, which fetches its files and the network `model.onnx` from beside itself.
+
+    Args:
+        place: path of its address.
+    """
+    answer = Response(_page(), media_type="text/html", headers=HEADERS)
+    answer.set_cookie("consent", "none", path=place, samesite="strict")
+    return answer
+
+
+def viewer_file(name: str) -> Response:
+    """A file of netron, or 404."""
     path = _folder() / name
     if not _FILE.fullmatch(name) or not path.is_file():
         return Response(status_code=404)
-    return FileResponse(path, headers=_HEADERS)
+    return FileResponse(path, headers=HEADERS)
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 from urllib.parse import quote
 
 from fastapi import Form, Query, Request, Response
@@ -22,8 +22,11 @@ from mlaas4hep.service.models_api import ModelCard, ModelView, Name, Promotion, 
 from mlaas4hep.service.pages.site import REPORT_HEADERS, UI, Look, TheLook, on_with, page_router
 from mlaas4hep.service.problems import Problem
 from mlaas4hep.service.workspaces_api import pieces
+from mlaas4hep.serving.graph import HEADERS as GRAPH_HEADERS
+from mlaas4hep.serving.graph import viewer, viewer_file
 from mlaas4hep.serving.repository import UnknownModelError
 from mlaas4hep.training.experiment import REPORT
+from mlaas4hep.training.onnx_model import MODEL_FILE
 from mlaas4hep.training.prediction import input_branches
 
 router = page_router()
@@ -54,6 +57,7 @@ def model(look: TheLook, name: Name, user: Server, service: TheService, version:
         card=_card(name, chosen, user, service),
         inputs=_inputs(schema)[:_SHOWN_INPUTS] if schema else [],
         more=len(schema.names) - _SHOWN_INPUTS if schema else 0,
+        has_network=_path(service, user, name, chosen, MODEL_FILE).is_file(),
         has_report=_path(service, user, name, chosen, REPORT).is_file(),
         own=shown.owner == user.key,
         groups=sorted({*user.groups, *shown.groups}),
@@ -68,6 +72,23 @@ def report(name: Name, version: models_api.Version, user: Server, service: TheSe
     except OSError as error:
         raise Problem(404, f"The version {version} of the model {name} has no report.") from error
     return StreamingResponse(pieces(stream), media_type="text/html; charset=utf-8", headers=REPORT_HEADERS)
+
+
+@router.get(UI + "/models/{name}/versions/{version}/graph/")
+def graph(request: Request, name: Name, version: models_api.Version, user: Server, service: TheService) -> Response:
+    """The network as a picture, by netron."""
+    _network(service, user, name, version).close()
+    return viewer(request.url.path)
+
+
+@router.get(UI + "/models/{name}/versions/{version}/graph/{file}")
+def graph_file(name: Name, version: models_api.Version, file: str, user: Server, service: TheService) -> Response:
+    """The network, or a file of netron."""
+    network = _network(service, user, name, version)
+    if file == MODEL_FILE:
+        return StreamingResponse(pieces(network), media_type="application/octet-stream", headers=GRAPH_HEADERS)
+    network.close()
+    return viewer_file(file)
 
 
 @router.post(UI + "/models/{name}/sharing")
@@ -212,6 +233,14 @@ def _path(service: Service, user: User, name: str, version: int, file: str) -> A
     """A file of a version, which may not be there. Raises UnknownModelError."""
     facts = models_api.having(service.repository.find(user, name), version)
     return service.repository.path(facts, version) / file
+
+
+def _network(service: Service, user: User, name: str, version: int) -> BinaryIO:
+    """Raises UnknownModelError, and Problem for a version without a network."""
+    try:
+        return open_plain(_path(service, user, name, version, MODEL_FILE))
+    except OSError as error:
+        raise Problem(404, f"The version {version} of the model {name} has no ONNX network.") from error
 
 
 def _text(service: Service, user: User, name: str, version: int, file: str) -> str:
