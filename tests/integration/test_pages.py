@@ -140,7 +140,7 @@ def test_a_job_from_sign_in_to_prediction(pages: Pages, job: str):
     shoot(page, "model")
     page.get_by_role("link", name="Graph of the network").click()
     expect(page.locator("svg .node").first).to_be_visible()
-    expect(page.get_by_text("Gemm").first).to_be_visible()
+    expect(page.get_by_text(re.compile("TreeEnsemble")).first).to_be_visible()
     shoot(page, "graph")
     page.go_back()
     page.get_by_role("link", name="Predict", exact=True).click()
@@ -194,6 +194,26 @@ def test_requests_of_other_sites_and_without_the_token_change_nothing(pages: Pag
     assert answer.value.status in (401, 403)
     page.goto("/ui/workspaces")
     assert page.get_by_text("evil").count() == 0
+
+
+def test_scripts_do_not_see_the_session(pages: Pages):
+    page = pages.page("alice")
+    page.goto("/ui/jobs")
+    assert [cookie["name"] for cookie in page.context.cookies(AUDIENCE) if cookie["httpOnly"]]
+    assert page.evaluate("document.cookie") == ""
+
+
+def test_no_other_site_shows_a_page_in_a_frame(pages: Pages):
+    page = pages.page("alice")
+    frame = f'<iframe src="{AUDIENCE}/ui/jobs"></iframe>'
+    page.route("https://evil.test/", lambda route: route.fulfill(body=frame, content_type="text/html"))
+    refused: list[str] = []
+    page.on("console", lambda message: refused.append(message.text))
+    page.goto("https://evil.test/")
+    page.wait_for_function("frames.length")
+    assert page.frames[1].url != f"{AUDIENCE}/ui/jobs"
+    assert any("frame-ancestors" in text for text in refused), refused
+    pages.faults.clear()
 
 
 def test_a_job_is_cancelled_submitted_again_and_deleted(pages: Pages, job: str):

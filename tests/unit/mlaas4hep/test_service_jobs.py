@@ -17,6 +17,7 @@ from tests.unit.mlaas4hep.service_parts import (
     ADMIN,
     ALICE,
     BOB,
+    QUICK,
     WORKFLOW,
     Running,
     ended,
@@ -237,6 +238,26 @@ def test_progress_is_streamed_line_by_line(service: Running):
     assert last["event"] == "end"
     with client.stream("GET", f"{JOBS}/{key}/progress/stream", params={"offset": first["id"]}) as answer:
         assert next(events(answer.iter_lines())) == second
+
+
+FORGES = r"""
+printf 'a\r\n\nevent: end\ndata: {}\n\n\342\200\250id: 9\n\rid: 9\n' | tee -a progress.jsonl
+"""
+
+
+def test_what_a_job_prints_begins_no_event(tmp_path):
+    with running(tmp_path, FORGES + QUICK) as service:
+        client = service.client()
+        upload(client)
+        key = ended(client, submit(client)["id"])["id"]
+        for kind in ("log", "progress"):
+            text = client.get(f"{JOBS}/{key}/{kind}/stream").text
+            assert "\r" not in text
+            lines = text.split("\n")
+            assert [line for line in lines if line.startswith("event:")] == ["event: end"]
+            assert json.loads(lines[lines.index("event: end") + 1].removeprefix("data: "))["id"] == key
+            assert all(line[:3] in ("", "id:", "dat", "eve", ": t") for line in lines), lines
+            assert "id: 9" not in lines
 
 
 def test_streams_are_bounded(tmp_path):

@@ -123,6 +123,7 @@
         charts.set(kind, known);
       }
       known.plot.setData([epochs, ...names.map((name) => measures.get(name))]);
+      known.plot.setLegend({ idx: epochs.length - 1 }); // until a pointer chooses another one
     }
   }
 
