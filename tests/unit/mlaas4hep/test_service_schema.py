@@ -21,6 +21,8 @@ SETTINGS = settings(
 
 schemathesis.openapi.media_type("application/gzip", st.one_of(st.binary(), st.just(tar_gz(WORKFLOW))))
 
+schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")
+
 
 def test_no_request_makes_the_service_fail(tmp_path):
     with running(tmp_path, "true") as service:
