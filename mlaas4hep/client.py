@@ -26,6 +26,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
@@ -363,7 +364,7 @@ class Client:
                     raise _unreachable(self._http.base_url, error) from error
             time.sleep(_FIRST_PAUSE * 2**failures)
 
-    def _resumably(self, workspace: str, path: str, stream: BinaryIO) -> None:
+    def _resumably(self, workspace: str, path: str, stream: BufferedIOBase) -> None:
         """Upload by tus (see `service.resumable_api`), and go on with what is there already of the same contents."""
         size = stream.seek(0, os.SEEK_END)
         stream.seek(0)
@@ -476,7 +477,7 @@ def _once() -> dict[str, str]:
 
 
 @contextmanager
-def _opened(source: Path) -> Iterator[BinaryIO]:
+def _opened(source: Path) -> Iterator[BufferedReader]:
     try:
         stream = source.open("rb")
     except OSError as error:
@@ -485,7 +486,7 @@ def _opened(source: Path) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _pieces(stream: BinaryIO, offset: int = 0, most: int | None = None) -> Iterator[bytes]:
+def _pieces(stream: BufferedIOBase, offset: int = 0, most: int | None = None) -> Iterator[bytes]:
     """What a file has from a byte on."""
     left = math.inf if most is None else most
     try:

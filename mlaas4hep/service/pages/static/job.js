@@ -5,12 +5,24 @@
   const log = document.getElementById('log');
   const follow = document.getElementById('follow');
   const mostCharacters = 2 ** 20; // that the page keeps
+  const fullPart = 2 ** 15; // characters of a part, from which on its line is the last one
   let kept = log.textContent.length;
 
+  // whole lines in parts of their own: those out of sight are not laid out (`content-visibility`)
   function append(piece) {
-    const text = piece.slice(-mostCharacters);
-    log.append(text);
+    let text = piece.slice(-mostCharacters);
     kept += text.length;
+    while (text) {
+      let part = log.lastElementChild;
+      if (!part || (part.textContent.length >= fullPart && part.textContent.endsWith('\n'))) {
+        part = document.createElement('div');
+        log.append(part);
+      }
+      const line = text.indexOf('\n', Math.max(fullPart - part.textContent.length, 0));
+      const end = line < 0 ? text.length : line + 1;
+      part.append(text.slice(0, end));
+      text = text.slice(end);
+    }
     while (kept > mostCharacters && log.childNodes.length > 1) {
       kept -= log.firstChild.textContent.length;
       log.firstChild.remove();
@@ -55,7 +67,6 @@
     connect();
   }
 
-  if (follow.checked) log.scrollTop = log.scrollHeight;
   if (follow.checked) log.scrollTop = log.scrollHeight;
   // the page has the end of the log already: the stream begins where that began
   if (!('ended' in log.dataset)) {
