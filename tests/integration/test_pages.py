@@ -203,16 +203,6 @@ def test_scripts_do_not_see_the_session(pages: Pages):
     assert page.evaluate("document.cookie") == ""
 
 
-def test_no_other_site_shows_a_page_in_a_frame(pages: Pages):
-    page = pages.page("alice")
-    frame = f'<iframe src="{AUDIENCE}/"></iframe>'
-    page.route("https://evil.test/", lambda route: route.fulfill(body=frame, content_type="text/html"))
-    with page.expect_console_message(lambda message: "frame-ancestors" in message.text):
-        page.goto("https://evil.test/")
-    assert not page.frames[1].url.startswith(AUDIENCE)
-    pages.faults.clear()
-
-
 def test_a_job_is_cancelled_submitted_again_and_deleted(pages: Pages, job: str):
     pages.go.unlink()
     page = pages.page("alice")
