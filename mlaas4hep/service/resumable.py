@@ -76,11 +76,11 @@ class OpenUploads:
         return sum(upload.bytes for upload in self.all(user_key) if not upload.done)
 
     def find(self, user_key: str, workspace: str, identifier: str) -> OpenUpload:
-        """One of a workspace. Raises AbsentError."""
-        found = _read(self._folder(user_key, identifier))
-        if found is None or found.workspace != workspace:
-            raise AbsentError
-        return found
+        """One of a workspace; while it is put into its place, the answer waits. Raises AbsentError."""
+        with self._locked(self._folder(user_key, identifier)) as found:
+            if found.workspace != workspace:
+                raise AbsentError
+            return found
 
     def begin(self, user_key: str, wanted: OpenUpload, left: Callable[[], int]) -> OpenUpload:
         """Begin an upload, whose id is given here.
