@@ -15,7 +15,7 @@ from typing import Any
 
 from provision.errors import ProvisionError
 from provision.framework import Framework, digest_of, further_packages
-from provision.record import Folder, Record
+from provision.record import DATA_VOLUME, VOLUME_ATTACHMENT, Folder, Record
 from provision.share import share
 from provision.spec import PlatformSpec
 
@@ -49,6 +49,7 @@ def platform_variables(record: Record, framework: Framework) -> dict[str, Any]:
         "platform_uid": record.uid,
         "base_expires_at": record.expires_at.strftime("%Y-%m-%d %H:%M:%S UTC") if record.expires_at else "",
         "base_idle_seconds": int(record.spec.idle_stop.total_seconds()) if record.spec.idle_stop else 0,
+        **_volume_variables(record),
         "mlaas4hep_gpus": gpus,
         "slurm_gpus": gpus,
         "gpu_driver_mig": record.spec.gpu.mig if record.spec.gpu else "",
@@ -63,6 +64,13 @@ def platform_variables(record: Record, framework: Framework) -> dict[str, Any]:
     }
     variables["platform_digest"] = _configuration_digest(variables, framework)
     return variables
+
+
+def _volume_variables(record: Record) -> dict[str, Any]:
+    """The id of the data volume, by which the machine knows it, and the device that the cloud names, if it does."""
+    volume, attachment = record.resource(DATA_VOLUME), record.resource(VOLUME_ATTACHMENT)
+    device = attachment.details.get("device", "") if attachment else ""
+    return {"base_data_volume": volume.id if volume else "", "base_data_device": device}
 
 
 def image_variables(spec: PlatformSpec, framework: Framework) -> dict[str, Any]:
@@ -90,6 +98,7 @@ def personal_tags(spec: PlatformSpec) -> tuple[str, ...]:
     """Tags of what is left to do on a machine of a baked image: what is its own, and the roles that no image has."""
     # these may install packages, for which the role `base` fetches the lists
     more = spec.service == "shared" or spec.gpu is not None or spec.monitoring != "none" or bool(spec.cvmfs)
+    more = more or spec.data_volume is not None
     return ("machine", *_OTHER_ROLES, *(("base",) if more else ()))
 
 

@@ -23,7 +23,7 @@ from provision.clouds.base import Choice, Cloud, Offer, Platform, Step
 from provision.configure import IMAGE_MARKER, MARKER, image_digest, personal_tags, platform_variables, run_playbook
 from provision.errors import ProvisionError, UsageError
 from provision.framework import find_framework
-from provision.record import Folder, Home, Record, Resource, new_uid, now
+from provision.record import DATA_VOLUME, Folder, Home, Record, Resource, new_uid, now
 from provision.remote import (
     AWAIT_CLOUD_INIT,
     MAKE_HOST_KEY,
@@ -36,6 +36,7 @@ from provision.remote import (
     write_ssh_config,
 )
 from provision.spec import REGISTERED, PlatformSpec
+from provision.volumes import forget_kept, note_kept
 
 SSH_SECONDS = 300
 
@@ -119,6 +120,8 @@ class Plan:
                     stages.append(stage)
                     found = step.make()
             record.note(step.key, "done", found)
+            if found.kind == DATA_VOLUME:
+                forget_kept(Home(folder.path.parents[1]), found.id)
             entry = record.entry(step.key)
             if entry:
                 entry.seconds = round(time.monotonic() - started, 2)
@@ -396,7 +399,10 @@ class MachineSteps:
 
 
 def to_remove(cloud: Cloud, platform: Platform) -> list[Resource]:
-    """What a deletion would remove, in that order: what the cloud says is ours, and what only the ledger knows of."""
+    """What a deletion would remove, in that order: what the cloud says is ours, and what only the ledger knows of.
+
+    A data volume is among it; whether it is kept, the deletion decides.
+    """
     found = cloud.discover(platform)
     known = {(resource.kind, resource.id) for resource in found}
     done = [e.resource for e in platform.record.ledger if e.state == "done" and e.resource and e.resource.ours]
@@ -406,8 +412,10 @@ def to_remove(cloud: Cloud, platform: Platform) -> list[Resource]:
     return sorted(resources, key=lambda resource: order.index(resource.kind), reverse=True)
 
 
-def undo(cloud: Cloud, platform: Platform, progress: Progress) -> None:
+def undo(cloud: Cloud, platform: Platform, progress: Progress, keep_data: bool = True) -> None:
     """Remove exactly what was made, have the cloud confirm it, and forget the platform.
+
+    A data volume is kept, and belongs to no platform then, unless `keep_data` is false.
 
     Raises ProvisionError when the cloud still shows something of it; the record stays, and the same command goes on.
     """
@@ -415,8 +423,11 @@ def undo(cloud: Cloud, platform: Platform, progress: Progress) -> None:
     record.state = "deleting"
     folder.save(record)
     for resource in to_remove(cloud, platform):
-        with progress.stage(f"removing {resource}"):
-            cloud.remove(platform, resource)
+        kept = keep_data and resource.kind == DATA_VOLUME
+        with progress.stage(f"{'keeping' if kept else 'removing'} {resource}"):
+            (cloud.keep_volume if kept else cloud.remove)(platform, resource)
+        if kept:
+            note_kept(Home(folder.path.parents[1]), record, resource)
         for entry in record.ledger:
             if entry.resource == resource:
                 entry.state = "removed"

@@ -22,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from provision.errors import ProvisionError, UsageError
 from provision.spec import PlatformSpec
 
+DATA_VOLUME, VOLUME_ATTACHMENT = "data volume", "volume attachment"
+"""Kinds of resources. The first outlives the others of a platform, unless its removal was asked for."""
 CHANGES = ("resize", "rebuild")
 """Steps of the ledger that change a machine which is there."""
 

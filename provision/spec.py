@@ -27,6 +27,9 @@ NAME_PATTERN = r"^[a-z][a-z0-9-]{0,29}$"
 
 JUMP_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(@[A-Za-z0-9][A-Za-z0-9.-]*)?(:\d{1,5})?$"
 
+VOLUME_PATTERN = r"^[A-Za-z][A-Za-z0-9._-]{0,99}$|^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+"""Name of a data volume, or its id."""
+
 DOMAIN_PATTERN = r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
 
 # a name, not an address; the service checks the rest
@@ -62,6 +65,13 @@ def _gigabytes(value: object) -> object:
     return float(found[1]) * _GIGABYTES[(found[2] or "g").lower()]
 
 
+def _data_volume(value: object) -> object:
+    """A size as `_gigabytes` reads it, or else the name or id of a volume that was kept."""
+    if not isinstance(value, str) or not _SIZE.match(value):
+        return value
+    return _gigabytes(value)
+
+
 def _duration(value: object) -> object:
     """`90m`, `12h`, `7d`, `2w` -> timedelta."""
     if not isinstance(value, str):
@@ -84,6 +94,9 @@ def _write_duration(value: timedelta | None) -> str | None:
 
 
 Gigabytes = Annotated[float, BeforeValidator(_gigabytes), Field(gt=0)]
+Volume = Annotated[
+    Annotated[float, Field(ge=1)] | Annotated[str, Field(pattern=VOLUME_PATTERN)] | None, BeforeValidator(_data_volume)
+]
 Duration = Annotated[timedelta | None, BeforeValidator(_duration), PlainSerializer(_write_duration)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -181,6 +194,9 @@ class PlatformSpec(BaseModel):
 
     `cvmfs` names repositories of CVMFS that are below /cvmfs, read through `cvmfs_proxy`.
 
+    `data_volume` is the size of a volume that outlives the machine, or the name or id of one that was kept: everything
+    in /var/lib/mlaas4hep (workspaces, jobs, models, store, the service's database) lies on it.
+
     `service` is `personal`, for one user who reaches it over SSH, or `shared`: under `domain`, for whoever has a token
     of the OpenID Connect issuer `iam` for `client_id`, as the file `policy` allows; or, without a file, for members of
     the issuer's `groups` and `admin_groups`, of which the latter look after it as well. Its certificate is from an ACME
@@ -202,6 +218,7 @@ class PlatformSpec(BaseModel):
     cpus: Annotated[int, Field(ge=1, le=1024)] = 2
     memory: Gigabytes = 4.0
     disk: Gigabytes = 20.0
+    data_volume: Volume = None
     gpu: Annotated[Gpu | None, BeforeValidator(_gpu)] = None
     image: str | None = None
     network: str | None = None

@@ -20,6 +20,7 @@ from provision.cli import (
     platforms,
     service,
     tosca,
+    volumes,
 )
 from provision.cli.context import console
 from provision.errors import ProvisionError
@@ -37,6 +38,7 @@ platforms.register(app)
 change.register(app)
 adoption.register(app)
 images.register(app)
+volumes.register(app)
 jobs.register(app)
 service.register(app)
 monitoring.register(app)

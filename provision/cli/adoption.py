@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from provision.cli.context import console, home
+from provision.cli.volumes import rows_of, show_rows
 from provision.errors import UsageError
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ def collect(
         out.emit(rows)
     elif rows:
         out.table([*rows[0]], [list(row.values()) for row in rows])
+    kept = [volume for volume in opened.volumes() if volume.kept]
+    if kept and not as_json:
+        out.data("\nKept data volumes, which `provision volume delete` removes:")
+        show_rows(rows_of(kept))
     orphans = [verdict.found for verdict in verdicts if verdict.orphan]
     if dry_run or not orphans:
         out.say(f"{len(orphans)} orphans.")

@@ -32,6 +32,11 @@ def create(
     cpus: int | None = typer.Option(None, help="CPUs at least.  [2]"),
     memory: str | None = typer.Option(None, help="Memory at least, for instance 8GB.  [4GB]"),
     disk: str | None = typer.Option(None, help="Disk at least.  [20GB]"),
+    data_volume: str | None = typer.Option(
+        None,
+        metavar="SIZE|NAME",
+        help="A volume that outlives the machine, for all data: a new one, or one that was kept.  [none]",
+    ),
     gpu: str | None = typer.Option(
         None, metavar="[MODEL][:N][/MIG]", help="GPUs: T4, A100:2, any, 2, A100/2x3g.40gb.  [none]"
     ),
@@ -125,6 +130,7 @@ def create(
         "cpus": cpus,
         "memory": memory,
         "disk": disk,
+        "data_volume": data_volume,
         "gpu": gpu,
         "image": image,
         "network": network,

@@ -37,6 +37,18 @@ def list_platforms(as_json: bool = _JSON) -> None:
         console().table(columns, [[row[name] for name in columns] for row in rows])
     else:
         console().say("There is no platform yet; `provision create NAME` makes one.")
+    if not as_json:
+        _show_kept()
+
+
+def _show_kept() -> None:
+    """The data volumes of platforms that were deleted here."""
+    from provision.volumes import kept_volumes
+
+    if kept := kept_volumes(home()):
+        console().data("\nKept data volumes:")
+        rows = [(v.name, v.cloud, v.gigabytes, v.owner, f"{v.kept_at:{_MINUTE}}") for v in kept]
+        console().table(["name", "cloud", "GB", "owner", "kept since"], rows)
 
 
 def _row(status: Status, prices: Prices) -> dict[str, str]:
@@ -154,20 +166,28 @@ def delete(
     uninstall: bool = typer.Option(
         False, "--uninstall", help="Of a host that existed before: remove what the roles installed there, too."
     ),
+    delete_data: bool = typer.Option(
+        False,
+        "--delete-data/--keep-data",
+        help="Remove the data volume as well, or keep it for another platform.  [keep]",
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be removed and end."),
     as_json: bool = typer.Option(False, "--json", help="Print what is (or would be) removed as JSON."),
 ) -> None:
     """Remove what was made for a platform, and nothing else.
 
-    The cloud has to confirm each removal. Models that were not fetched are lost.
+    The cloud has to confirm each removal. A data volume is kept. Without one, models that were not fetched are lost.
     """
     from provision.plan import to_remove, undo
+    from provision.record import DATA_VOLUME
 
     out = console()
     with home().folder(name).lock():
         opened = open_platform(name)
         resources = _installed(opened) if uninstall else []
         resources += to_remove(opened.cloud, opened.platform)
+        kept = [resource for resource in resources if resource.kind == DATA_VOLUME and not delete_data]
+        resources = [resource for resource in resources if resource not in kept]
         if as_json:
             out.emit([resource.model_dump(mode="json") for resource in resources])
         else:
@@ -175,6 +195,8 @@ def delete(
                 out.data(f"  {resource}")
             if not resources:
                 out.data(f"  nothing but the record of {name} on this computer")
+            for resource in kept:
+                out.data(f"  kept: {resource} ({resource.details.get('gigabytes', '?')} GB); --delete-data removes it")
         if dry_run:
             return
         if not yes and not out.confirm(f"Remove all this and forget {name}?"):
@@ -182,8 +204,10 @@ def delete(
         if uninstall:
             _uninstall(opened)
         with opened.cloud.exclusively(opened.platform, out.say):
-            undo(opened.cloud, opened.platform, out)
+            undo(opened.cloud, opened.platform, out, keep_data=not delete_data)
     out.say(f"{name} is gone.")
+    for resource in kept:
+        out.say(f"Its data are kept: `create ... --data-volume {resource.name}` takes them again.")
 
 
 def _installed(opened: Opened) -> list[Resource]:

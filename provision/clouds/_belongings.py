@@ -176,7 +176,7 @@ class Belongings:
 
         def remover(collection: str) -> Callable[[str], None]:
             delete, get = getattr(neutron, f"delete_{collection}"), getattr(neutron, f"get_{collection}")
-            return lambda identity: _until_gone(lambda: delete(identity, ignore_missing=True), lambda: get(identity))
+            return lambda identity: until_gone(lambda: delete(identity, ignore_missing=True), lambda: get(identity))
 
         return {
             "key pair": self._remove_keypair,
@@ -195,7 +195,7 @@ class Belongings:
 
     def _remove_image(self, identity: str) -> None:
         image = self.conn.image
-        _until_gone(lambda: image.delete_image(identity, ignore_missing=True), lambda: image.get_image(identity))
+        until_gone(lambda: image.delete_image(identity, ignore_missing=True), lambda: image.get_image(identity))
 
     def _remove_interface(self, identity: str) -> None:
         from openstack import exceptions as sdk
@@ -211,12 +211,12 @@ class Belongings:
             if not any(a["subnet_id"] == subnet for port in ports for a in port.fixed_ips):
                 raise sdk.NotFoundException("gone")
 
-        _until_gone(delete, get)
+        until_gone(delete, get)
 
     def remove_server(self, identity: str) -> None:
         """Remove the server, with its ports."""
         compute = self.conn.compute
-        _until_gone(lambda: compute.delete_server(identity, ignore_missing=True), lambda: compute.get_server(identity))
+        until_gone(lambda: compute.delete_server(identity, ignore_missing=True), lambda: compute.get_server(identity))
         end = time.monotonic() + REMOVE_SECONDS
         # Nova forgets a server before Neutron has removed its port, which keeps groups and subnets from being removed
         while list(self.conn.network.ports(device_id=identity)) and time.monotonic() < end:
@@ -241,7 +241,7 @@ def _first_of(found: Iterator[Any] | list[Any], platform: Platform) -> list[Any]
     return sorted(found, key=lambda one: (one.id not in known, str(one.created_at), str(one.id)))
 
 
-def _until_gone(delete: Callable[[], object], get: Callable[[], object]) -> None:
+def until_gone(delete: Callable[[], object], get: Callable[[], object]) -> None:
     """Delete, again while it is still in use, until the cloud says that it does not exist."""
     from openstack import exceptions as sdk
 

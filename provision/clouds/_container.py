@@ -29,6 +29,8 @@ from provision.clouds._computer import (
 from provision.errors import ProvisionError
 
 CGROUPS = Path("/sys/fs/cgroup")
+DATA = "/var/lib/mlaas4hep"
+"""Where a machine's data volume is mounted, as the role `base` has it."""
 BOOT_SECONDS = 30
 STOP_SECONDS = 30
 GROUP_SECONDS = 3
@@ -88,11 +90,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class Share:
-    """What a machine may use of this computer: CPUs, gigabytes of memory and paths that are shown to it as they are."""
+    """What a machine may use of this computer: CPUs, gigabytes of memory and paths that are shown to it as they are.
+
+    `data` is a folder that it sees as its folder of data.
+    """
 
     cpus: int
     memory: float
     paths: Sequence[str] = ()
+    data: Path | None = None
 
 
 def _under_systemd() -> bool:
@@ -168,6 +174,7 @@ def _command(machine: Machine, share: Share) -> list[str]:
         *(f"--directory={machine.root}", f"--network-namespace-path={machine.network}"),
         *("--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=read-only"),
         *(f"--bind{'' if path.startswith('/dev/') else '-ro'}={path}" for path in share.paths),
+        *([f"--bind={share.data}:{DATA}"] if share.data else []),
         "--boot",
     ]
     if _under_systemd():

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from provision.clouds._marks import HOST_KEY, mark, metadata, resource_name, tags
+from provision.clouds._marks import HOST_KEY, mark, metadata, resource_name, tags, volume_metadata
 from provision.clouds.base import LOGIN_USER, Platform, Step
 from provision.remote import AWAIT_CLOUD_INIT, MAKE_HOST_KEY, TAKE_HOST_KEY, host_alias
 
@@ -165,6 +165,28 @@ def _server(subject: Subject) -> list[str]:
     ]
 
 
+def _data_volume(subject: Subject) -> list[str]:
+    values = subject.values
+    marks = volume_metadata(subject.platform, subject.user)
+    words = [f"--property {shlex.quote(f'{key}={value}')}" for key, value in marks.items()]
+    if values["volume"]:
+        return [
+            f"volume={shlex.quote(values['volume'])}",
+            'openstack volume set --description "$mark" \\',
+            *_continued([*words, '"$volume"']),
+        ]
+    wanted = [f"--size {values['volume_gb']}", '--description "$mark"', *words, '-f value -c id "$made")']
+    return [
+        "volume=$(openstack volume create \\",
+        *_continued(wanted),
+        'until [ "$(openstack volume show -f value -c status "$volume")" = available ]; do sleep 1; done',
+    ]
+
+
+def _attachment(_: Subject) -> list[str]:
+    return ['openstack server add volume "$server" "$volume"']
+
+
 def _own_address() -> list[str]:
     """The address of the server's port, an IPv4 one where it has both."""
     listed = """openstack port list --server "$server" -f json -c 'Fixed IP Addresses'"""
@@ -240,7 +262,9 @@ _BLOCKS: dict[str, Callable[[Subject], list[str]]] = {
     "subnet": _subnet,
     "router": _router,
     "router-interface": _interface,
+    "data-volume": _data_volume,
     "server": _server,
+    "volume-attachment": _attachment,
     "floating-ip": _address,
     "ssh": _ssh,
     "host-key": _host_key,

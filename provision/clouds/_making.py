@@ -10,9 +10,10 @@ from typing import Any
 
 from provision.clouds._belongings import Belongings, NotRunError, as_resource
 from provision.clouds._choosing import Choosing
+from provision.clouds._cinder import Volumes
 from provision.clouds._marks import is_tagged, mark, metadata, resource_name, tags
 from provision.clouds.base import LOGIN_USER, Offer, Platform, Step
-from provision.record import Resource
+from provision.record import DATA_VOLUME, VOLUME_ATTACHMENT, Resource
 from provision.share import share
 from provision.spec import PlatformSpec
 
@@ -28,6 +29,7 @@ class Making:
     Args:
         belongings: what there is already.
         choosing: chooses another flavor where no host has room for the first one.
+        volumes: makes and attaches a data volume.
         connection: gives the SDK's connection.
         insist: calls the first function that it is given, and the second one after each passing failure of the cloud.
         renew: called at each step, for as long as it takes somebody else is kept off the platform.
@@ -37,12 +39,14 @@ class Making:
         self,
         belongings: Belongings,
         choosing: Choosing,
+        volumes: Volumes,
         connection: Callable[[], Any],
         insist: Callable[..., Any],
         renew: Callable[[], None],
     ) -> None:
         self.belongings = belongings
         self.choosing = choosing
+        self.volumes = volumes
         self._connection = connection
         self._insist = insist
         self._renew = renew
@@ -99,7 +103,13 @@ class Making:
                     self._make_interface,
                 ),
             ]
+        if size := values.get("volume_gb"):
+            title = f"{DATA_VOLUME} of {size} GB{', kept before' if values['volume'] else ''}"
+            plan.append(step("data-volume", title, 5, self.volumes.find, self.volumes.make))
         plan.append(step("server", "server", 20, self._find_server, self._make_server))
+        if values.get("volume_gb"):
+            attach = (self.volumes.find_attachment, self.volumes.make_attachment)
+            plan.append(step("volume-attachment", VOLUME_ATTACHMENT, 10, *attach))
         if values["external"]:
             plan.append(step("floating-ip", "floating IP", 3, self._find_address, self._make_address))
         return plan

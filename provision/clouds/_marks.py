@@ -19,6 +19,8 @@ from typing import Any
 from provision.clouds.base import Found, Platform
 
 HOST_KEY = "provision_host_key"
+KEPT = "provision_kept"
+"""Since when a data volume belongs to no platform; empty while it does."""
 FIRST_HOST_KEY = "provision_first_host_key"
 """Digest of the host key of the first contact, of a server whose system was made anew."""
 COLLECTIONS = (
@@ -93,6 +95,20 @@ def metadata(platform: Platform, user: str) -> dict[str, str]:
 def image_metadata(platform: Platform) -> dict[str, str]:
     """The properties by which an image of the platform's server is known as its own, together with its name."""
     return {"provision_uid": platform.uid, "provision_platform": platform.name}
+
+
+def volume_metadata(platform: Platform, user: str) -> dict[str, str]:
+    """The metadata of a data volume."""
+    record = platform.record
+    facts = {
+        "provision_uid": platform.uid,
+        "provision_platform": platform.name,
+        "provision_user": user,
+        "provision_owner": record.owner,
+        "provision_toolkit": record.toolkit,
+        KEPT: "",
+    }
+    return {name: value[:_PIECE] for name, value in facts.items()}
 
 
 def changed_metadata(platform: Platform, user: str, present: Mapping[str, str]) -> dict[str, str]:

@@ -161,6 +161,31 @@ class Usage:
     former: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True)
+class DataVolume:
+    """A volume that holds a platform's data.
+
+    Attributes:
+        name, id: in its cloud.
+        gigabytes: its size.
+        platform, uid: of the platform that has it, or had it last.
+        owner: `user@computer` that made that platform.
+        mine: whether the present credentials are of the cloud's user that made it.
+        created: when it was made, as far as the cloud tells.
+        kept: whether its platform was deleted, so that another one may take it.
+    """
+
+    name: str
+    id: str
+    gigabytes: int
+    platform: str
+    uid: str
+    owner: str = ""
+    mine: bool = False
+    created: datetime | None = None
+    kept: bool = False
+
+
 class Cloud(ABC):
     """One cloud, region or computer that can hold platforms."""
 
@@ -209,6 +234,18 @@ class Cloud(ABC):
     @abstractmethod
     def remove(self, platform: Platform, resource: Resource) -> None:
         """Remove one resource and return when the cloud confirms that it is gone; one that is gone already is fine."""
+
+    def volumes(self) -> list[DataVolume]:
+        """Every data volume that bears the toolkit's marks, by name; none where the cloud has no volumes."""
+        return []
+
+    def keep_volume(self, platform: Platform, resource: Resource) -> None:
+        """Have a data volume belong to no platform any more; `discover` does not show it then."""
+        raise _not_ours(platform)
+
+    def remove_volume(self, volume: DataVolume) -> None:
+        """Remove a data volume that was kept, and return when the cloud confirms it."""
+        raise UsageError(f"The data volume {volume.name} was not made by the toolkit.")
 
     @abstractmethod
     def state(self, platform: Platform) -> MachineState:

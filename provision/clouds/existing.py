@@ -47,6 +47,11 @@ class ExistingHost(Cloud):
 
     def check(self, spec: PlatformSpec, *, baked: str = "") -> Offer:
         """See the contract: the host's key is known, and the roles can be applied to it (`_precheck`)."""
+        if spec.data_volume:
+            raise UsageError(
+                "A machine that exists already gets no data volume: its disks are its owner's.",
+                "Leave out --data-volume.",
+            )
         if spec.image or spec.network or spec.ports:
             raise UsageError("image, network and ports cannot be chosen for a machine that exists already.")
         self._taken(spec)

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from provision.clouds import _computer, _container, _image, _network
 from provision.clouds._baked import BakedImage, LocalImages
-from provision.clouds.base import LOGIN_USER, Cloud, MachineState, Offer, Platform, Quota, Step, Usage
+from provision.clouds._local_volumes import LocalVolumes
+from provision.clouds.base import LOGIN_USER, Cloud, DataVolume, MachineState, Offer, Platform, Quota, Step, Usage
 from provision.errors import ProvisionError, UsageError
-from provision.record import Access, Folder, Home, Record, Resource, write_private
+from provision.record import DATA_VOLUME, Access, Folder, Home, Record, Resource, write_private
 from provision.spec import Gpu, PlatformSpec
 
 CONSOLE_LINES = 60
@@ -35,6 +36,7 @@ class LocalCloud(Cloud):
 
     def __init__(self, home: Home) -> None:
         self.home = home
+        self.data_volumes = LocalVolumes(home.path / "volumes")
 
     @cached_property
     def recipe(self) -> _image.Recipe:
@@ -56,13 +58,14 @@ class LocalCloud(Cloud):
         recipe = self.recipe
         self._check_image(spec)
         _check_file_system(self.home.path)
+        volume_facts, volume_values = self.data_volumes.offer(spec)
         quotas = _affordable(_quotas(spec, self.home, made))
         gpus = _gpus(spec.gpu) if spec.gpu else []
         _network.default_route()
         space = _network.choose_range(recipe.settings.hosts())
         image = self.images().find(baked) if baked else None
-        facts = {**self._facts(spec, space, gpus), **self._image(baked, image)}
-        values = {"range": str(space)} | ({"baked": image.name} if image else {})
+        facts = {**self._facts(spec, space, gpus), **self._image(baked, image), **volume_facts}
+        values = {"range": str(space), **volume_values} | ({"baked": image.name} if image else {})
         return Offer(facts=facts, quotas=quotas, values=values)
 
     def _facts(self, spec: PlatformSpec, space: ipaddress.IPv4Network, gpus: list[_Card]) -> dict[str, str]:
@@ -101,9 +104,17 @@ class LocalCloud(Cloud):
     def steps(self, platform: Platform, offer: Offer) -> list[Step]:
         """Image, root folder, network, machine."""
         local = _Local(self, platform, offer.values.get("baked", ""))
+        volume = Step(
+            "data-volume",
+            DATA_VOLUME,
+            1,
+            lambda: self.data_volumes.find(platform),
+            lambda: self.data_volumes.make(platform, offer.values),
+        )
         title = "baked image" if local.baked else "root image of this computer's packages"
         return [
             Step("image", title, 60, local.find_image, local.make_image),
+            *([volume] if offer.values.get("volume_gb") else []),
             Step("root", "root folder", 15 if local.baked else 5, local.find_root, local.make_root),
             Step(
                 "network",
@@ -127,7 +138,8 @@ class LocalCloud(Cloud):
     def discover(self, platform: Platform) -> list[Resource]:
         """What this computer holds of the platform, complete or not, without a look at the record."""
         local, uid = _Local(self, platform), platform.uid
-        found = []
+        volume = self.data_volumes.find(platform)
+        found = [volume] if volume else []
         if any(place.exists() for place in local.places):
             found.append(local.root_resource())
         if _network.traces(uid):
@@ -145,8 +157,23 @@ class LocalCloud(Cloud):
             _network.disconnect(platform.uid)
         elif resource.kind == "root":
             local.remove_root()
+        elif resource.kind == DATA_VOLUME:
+            self.data_volumes.remove(resource.id)
         else:
             raise ProvisionError(f"A machine of this computer has no {resource.kind}; {resource} is left alone.")
+
+    def volumes(self) -> list[DataVolume]:
+        """See the contract."""
+        return self.data_volumes.all()
+
+    def keep_volume(self, platform: Platform, resource: Resource) -> None:
+        """See the contract."""
+        del platform
+        self.data_volumes.keep(resource)
+
+    def remove_volume(self, volume: DataVolume) -> None:
+        """See the contract."""
+        self.data_volumes.remove(volume.name)
 
     def state(self, platform: Platform) -> MachineState:
         """As the computer's processes say; `error` is a machine without its systemd-nspawn, which `start` repairs."""
@@ -329,7 +356,21 @@ class _Local:
         _image.replace_file(self.root, "etc/resolv.conf", _network.resolver(), 0o644)
         spec = self.platform.spec
         paths = _driver(_gpus(spec.gpu)) if spec.gpu else []
-        return self.machine_resource(_container.boot(self.machine, _container.Share(spec.cpus, spec.memory, paths)))
+        share = _container.Share(spec.cpus, spec.memory, paths, self._data())
+        return self.machine_resource(_container.boot(self.machine, share))
+
+    def _data(self) -> Path | None:
+        """The data volume; raises ProvisionError when the machine should have one and it is gone."""
+        if self.platform.spec.data_volume is None:
+            return None
+        volume = self.cloud.data_volumes.ours(self.uid)
+        if volume is None or not self.cloud.data_volumes.data(volume).is_dir():
+            raise ProvisionError(
+                f"The data volume of {self.platform.name} is gone: there is none of it in"
+                f" {self.cloud.data_volumes.folder}.",
+                "Bring that folder back from a backup, or delete the platform.",
+            )
+        return self.cloud.data_volumes.data(volume)
 
 
 def _root(folder: Folder) -> Path:

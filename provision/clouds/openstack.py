@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -17,6 +18,7 @@ from provision.clouds._baked import Images
 from provision.clouds._belongings import Belongings
 from provision.clouds._changing import Changing
 from provision.clouds._choosing import Choosing
+from provision.clouds._cinder import Volumes
 from provision.clouds._credentials import agent_account, connect, explained, parted, read_entry
 from provision.clouds._glance import CloudImages
 from provision.clouds._lease import Lease
@@ -24,9 +26,9 @@ from provision.clouds._making import PRIVATE_RANGE, Making, rules, user_data
 from provision.clouds._marks import HOST_KEY, found_platforms
 from provision.clouds._retry import API_SECONDS, PAUSES, insist
 from provision.clouds._usage import usage
-from provision.clouds.base import Cloud, Found, MachineState, Offer, Platform, Step, Usage
+from provision.clouds.base import Cloud, DataVolume, Found, MachineState, Offer, Platform, Step, Usage
 from provision.errors import UsageError
-from provision.record import Access, Resource, now
+from provision.record import DATA_VOLUME, Access, Resource, now
 from provision.spec import PlatformSpec
 
 _STATES: dict[str, MachineState] = {
@@ -80,7 +82,10 @@ class OpenStackCloud(Cloud):
         self._lease: Lease | None = None
         self._choosing = Choosing(name, lambda: self.conn)
         self._belongings = Belongings(name, lambda: self.conn, self.insist)
-        self._making = Making(self._belongings, self._choosing, lambda: self.conn, self.insist, self._renew_lease)
+        self._volumes = Volumes(name, self._belongings, lambda: self.conn, self.insist)
+        self._making = Making(
+            self._belongings, self._choosing, self._volumes, lambda: self.conn, self.insist, self._renew_lease
+        )
         self._changing = Changing(name, self._belongings, lambda: self.conn, self.insist, self._renew_lease)
 
     def insist(self, call: Callable[[], T], again: Callable[[], T] | None = None) -> T:
@@ -107,7 +112,9 @@ class OpenStackCloud(Cloud):
     @_insistent
     def check(self, spec: PlatformSpec, *, baked: str = "") -> Offer:
         """See the contract."""
-        return self._choosing.offer(spec, baked)
+        facts, values, quotas = self._volumes.offer(spec)
+        offer = self._choosing.offer(spec, baked)
+        return replace(offer, facts=offer.facts | facts, values=offer.values | values, quotas=(*offer.quotas, *quotas))
 
     def images(self) -> Images:
         """See the contract."""
@@ -148,7 +155,23 @@ class OpenStackCloud(Cloud):
     @_insistent
     def discover(self, platform: Platform) -> list[Resource]:
         """See the contract."""
-        return self._belongings.discover(platform)
+        return [*self._volumes.discover(platform), *self._belongings.discover(platform)]
+
+    @_insistent
+    def volumes(self) -> list[DataVolume]:
+        """See the contract."""
+        return self._volumes.all()
+
+    @_insistent
+    def keep_volume(self, platform: Platform, resource: Resource) -> None:
+        """See the contract."""
+        del platform
+        self._volumes.keep(resource.id)
+
+    @_insistent
+    def remove_volume(self, volume: DataVolume) -> None:
+        """See the contract."""
+        self._volumes.remove(volume.id)
 
     @_insistent
     def platforms(self) -> list[Found]:
@@ -274,4 +297,7 @@ class OpenStackCloud(Cloud):
     def remove(self, platform: Platform, resource: Resource) -> None:
         """See the contract."""
         del platform
-        self._belongings.remove(resource)
+        if resource.kind == DATA_VOLUME:
+            self._volumes.remove(resource.id)
+        else:
+            self._belongings.remove(resource)
