@@ -155,3 +155,24 @@ def test_workers_bring_slurm_and_are_as_the_platform_but_for_what_is_reached_fro
     assert spec.slurm and not make_spec(SHARED).slurm
     worker = spec.of_worker()
     assert (worker.cpus, worker.gpu, worker.open_ports, worker.workers) == (4, spec.gpu, (), 0)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("100GB", 100.0),
+        ("2T", 2048.0),
+        ("provision-higgs-0123456789", "provision-higgs-0123456789"),
+        ("964e6cbb-5d73-4c71-961a-c2752948a21b", "964e6cbb-5d73-4c71-961a-c2752948a21b"),
+    ],
+)
+def test_a_data_volume_is_a_size_or_one_that_was_kept(written, read):
+    assert make_spec({"name": "p", "data_volume": written}).data_volume == read
+    spec = PlatformSpec.model_validate_json(make_spec({"name": "p", "data_volume": written}).model_dump_json())
+    assert spec.data_volume == read
+
+
+@pytest.mark.parametrize("written", ["0.1GB", "a b", "../x", "-x"])
+def test_what_names_no_data_volume_is_refused(written):
+    with pytest.raises(UsageError, match="data_volume"):
+        make_spec({"name": "p", "data_volume": written})
