@@ -22,11 +22,9 @@ def test_hostile_names_stay_words(tmp_path: Path):
     spec = make_spec({"name": "higgs", "cloud": HOSTILE, "image": HOSTILE, "jump": "ada@gate:2222", "ports": [8080]})
     record = Record(name="higgs", uid="0123456789", owner=HOSTILE, toolkit="0", spec=spec, facts={"image": HOSTILE})
     platform = Platform(record, Folder(tmp_path))
-    values = dict.fromkeys(("flavor", "image", "network", "external", "gateway"), HOSTILE)
-    steps = [
-        Step(key, key, 1, resource, resource)
-        for key in ("keypair", "security-group", "router", "server", "floating-ip", "ssh", "host-key", "configure")
-    ]
+    values = dict.fromkeys(("flavor", "image", "network", "external", "gateway", "volume"), HOSTILE)
+    keys = ["keypair", "security-group", "router", "data-volume", "server", "volume-attachment", "floating-ip", "ssh"]
+    steps = [Step(key, key, 1, resource, resource) for key in (*keys, "host-key", "configure")]
     subject = Subject(
         platform,
         values,
@@ -42,6 +40,7 @@ def test_hostile_names_stay_words(tmp_path: Path):
     text = script(subject, steps)
     for number, step in enumerate(steps, start=1):
         assert f"\n# {number}. {step.title}\n" in text
+    assert 'openstack server add volume "$server" "$volume"' in text
     assert "--dst-port 8080" in text and "ada@gate:2222" in text
     # programs that only print: whatever the shell would run by itself shows as a file
     programs = tmp_path / "bin"
