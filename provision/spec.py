@@ -294,7 +294,9 @@ class PlatformSpec(BaseModel):
 
     def of_worker(self) -> PlatformSpec:
         """The same wishes for one of the workers: it is reached through the platform's own machine only."""
-        return self.model_copy(update={"ports": (), "service": "personal", "workers": 0, "worker_flavor": None})
+        return self.model_copy(
+            update={"ports": (), "service": "personal", "workers": 0, "worker_flavor": None, "data_volume": None}
+        )
 
     def digest(self) -> str:
         """Short digest of all wishes, to see whether two specs ask for the same platform."""
