@@ -129,6 +129,7 @@ def place(request: pytest.FixtureRequest, backed_up: tuple[Machine, dict]) -> It
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", machine.data], check=True)
     try:
         fill(machine)
+        (machine.data / ".data-volume").write_text("this one")
         yield machine
     finally:
         subprocess.run(["umount", machine.data], check=True)
@@ -170,6 +171,7 @@ def the_new_machine_has_what_was_there(facts: dict, machine: Machine) -> None:
     assert told["interrupted"] == [facts["runs"]]
     restored = machine.files()
     assert restored.pop("cache/kernel") == b"compiled here"
+    assert restored.pop(".data-volume", b"") == (b"this one" if machine.data.is_mount() else b"")
     restored = {name: content for name, content in restored.items() if not name.startswith(".before-restore/")}
     lost = {name for name, content in facts["before"].items() if restored.get(name) != content}
     assert {name for name in lost if not name.startswith("metrics/")} <= {"drained.json"}
