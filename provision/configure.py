@@ -176,8 +176,10 @@ def run_playbook(
     check: bool = False,
     tags: Sequence[str] = (),
     skip_tags: Sequence[str] = (),
+    workers: Sequence[str] = (),
 ) -> PlaybookResult:
-    """Run one playbook of the toolkit on the platform, or its tasks with `tags`, or those without `skip_tags`.
+    """Run one playbook of the toolkit on the platform, or its tasks with `tags`, or those without `skip_tags`;
+    and on its `workers` (names of machines).
 
     `progress` gets the name of each task as it starts. The whole output is kept in the platform's log folder, and the
     result beside it as JSON. Raises ProvisionError that names the failed task, its message and the log file.
@@ -197,6 +199,7 @@ def run_playbook(
                 handle.write(f"{event['stdout']}\n")
         data = event.get("event_data", {})
         name = task_name(data)
+        where = f"{data['host']}: " if workers and "host" in data else ""
         match event["event"]:
             case "playbook_on_task_start":
                 started[name] = time.monotonic()
@@ -206,9 +209,9 @@ def run_playbook(
                 if data.get("res", {}).get("changed"):
                     result.changed_tasks.append(name)
             case "runner_on_failed" if not data.get("ignore_errors"):
-                failures.append((name, failure_message(data.get("res", {}))))
+                failures.append((name, where + failure_message(data.get("res", {}))))
             case "runner_on_unreachable":
-                failures.append((name, f"the machine was not reached: {failure_message(data.get('res', {}))}"))
+                failures.append((name, f"{where}the machine was not reached: {failure_message(data.get('res', {}))}"))
             case "playbook_on_stats":
                 for state in ("ok", "changed", "failures", "skipped", "dark"):
                     result.counts[state] = sum(data.get(state, {}).values())
@@ -218,7 +221,10 @@ def run_playbook(
         run = ansible_runner.run(
             private_data_dir=private,
             playbook=str(base / "playbooks" / playbook),
-            inventory={"platform": {"hosts": {folder.name: connection_variables(folder)}}},
+            inventory={
+                "platform": {"hosts": {folder.name: connection_variables(folder)}},
+                "workers": {"hosts": {name: connection_variables(folder) for name in workers}},
+            },
             extravars=variables,
             envvars=ansible_environment(base, private),
             cmdline="--check" if check else None,

@@ -11,7 +11,7 @@ import getpass
 import json
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,12 +81,13 @@ class Plan:
 
     def steps(self, note: Callable[[str], None]) -> list[Step]:
         """All steps; those of the cloud, then those on the machine."""
-        machine = MachineSteps(self.cloud, self.platform, self.cache, note, bool(self.offer.values.get("baked")))
-        steps = [*self.cloud.steps(self.platform, self.offer), machine.ssh()]
-        if self.cloud.host_key_in_user_data:
-            steps.append(machine.host_key())
+        baked = bool(self.offer.values.get("baked"))
+        steps = self.cloud.steps(self.platform, self.offer)
+        machines = [MachineSteps(self.cloud, platform, self.cache, note, baked) for platform in self.platform.machines]
+        for machine in machines:
+            steps += machine.reached()
         if not self.bare:
-            steps.append(machine.configuration())
+            steps.append(machines[0].configuration())
         return steps
 
     def explain(self) -> str:
@@ -126,7 +127,8 @@ class Plan:
             if entry:
                 entry.seconds = round(time.monotonic() - started, 2)
             folder.save(record)
-        forget_first_host_key(folder)
+        for machine in self.platform.machines:
+            forget_first_host_key(machine.machine_folder)
         if not self.bare:
             record.state = "ready"
         elif record.state != "ready":
@@ -228,12 +230,14 @@ def ensure_unchanging(record: Record, but: str = "") -> None:
 
 
 def with_keys(cloud: Cloud, platform: Platform) -> Platform:
-    """The platform with its keys, made if they are not there; before the machine has one, also its first host key."""
+    """The platform with its keys, made if they are not there; before a machine has one, also its first host key."""
     folder, record = platform.folder, platform.record
     public = make_key(folder.key, f"{record.owner} {record.name}")
-    if not folder.known_hosts.exists() and cloud.kind != "existing":
-        host_key = make_key(folder.first_host_key, f"first host key of {record.name}")
-        write_known_hosts(folder, record.uid, host_key)
+    for machine in platform.machines if cloud.kind != "existing" else ():
+        own = machine.machine_folder
+        if not own.known_hosts.exists():
+            host_key = make_key(own.first_host_key, f"first host key of {machine.machine_name}")
+            write_known_hosts(own, record.uid, host_key)
     private, host_public = "", ""
     if folder.first_host_key.exists():
         private = folder.first_host_key.read_text()
@@ -251,6 +255,11 @@ def connect(cloud: Cloud, platform: Platform) -> None:
     """Write the ssh configuration for the machine's present address, as its cloud tells it."""
     record, folder = platform.record, platform.folder
     access = cloud.access(platform)
+    if platform.worker:
+        write_ssh_config(platform.machine_folder, record.uid, access, gateway=folder)
+        if record.access and "Include" not in folder.ssh_config.read_text(encoding="utf-8"):
+            write_ssh_config(folder, record.uid, record.access)
+        return
     if access != record.access or not folder.ssh_config.exists():
         record.access = access
         folder.save(record)
@@ -291,16 +300,29 @@ class MachineSteps:
 
     @property
     def folder(self) -> Folder:
-        """The platform's folder."""
-        return self.platform.folder
+        """The machine's folder."""
+        return self.platform.machine_folder
+
+    def _step(
+        self, key: str, title: str, seconds: int, find: Callable[[], Resource | None], make: Callable[[], Resource]
+    ) -> Step:
+        if self.platform.worker:
+            key, title = f"worker-{self.platform.worker}-{key}", f"{title} of {self.platform.machine_name}"
+        return Step(key, title, seconds, find, make)
+
+    def reached(self) -> list[Step]:
+        """All until the machine is reached by a connection that nobody else could have opened."""
+        return [self.ssh(), *([self.host_key()] if self.cloud.host_key_in_user_data else [])]
 
     def ssh(self) -> Step:
         """The first verified connection, and the ssh configuration for it."""
-        return Step("ssh", "verified SSH connection", 15, self._find_ssh, self._make_ssh)
+        return self._step("ssh", "verified SSH connection", 15, self._find_ssh, self._make_ssh)
 
     def _ssh_resource(self) -> Resource:
         access = self.platform.record.access
-        return Resource(kind="ssh", id=access.host if access else "", name=self.platform.name, ours=False)
+        name = self.platform.machine_name
+        host = access.host if access and not self.platform.worker else ""
+        return Resource(kind="ssh", id=host, name=name, ours=False)
 
     def _find_ssh(self) -> Resource | None:
         connect(self.cloud, self.platform)
@@ -320,13 +342,13 @@ class MachineSteps:
         state = self.cloud.state(self.platform)
         if state not in ("running", "starting"):
             raise ProvisionError(
-                f"The machine of {self.platform.name} is not running any more ({state}).",
+                f"The machine {self.platform.machine_name} is not running any more ({state}).",
                 details=_tail(self.cloud.console(self.platform)),
             )
 
     def host_key(self) -> Step:
         """A host key that only the machine knows, in place of the one that went through the cloud."""
-        return Step("host-key", "host key of the machine's own", 2, self._find_host_key, self._make_host_key)
+        return self._step("host-key", "host key of the machine's own", 2, self._find_host_key, self._make_host_key)
 
     def _wait_for_cloud_init(self) -> None:
         """Until cloud-init has ended, and the machine answers."""
@@ -362,12 +384,13 @@ class MachineSteps:
         return Resource(kind="host key", id=uid, ours=False)
 
     def configuration(self) -> Step:
-        """All roles applied: GPU driver, XRootD client, framework, and what a shared service has besides."""
+        """All roles applied, on all machines: GPU driver, XRootD client, framework, and what else was chosen."""
         spec = self.platform.spec
         roles = ["base", "GPU driver", "XRootD client", "framework"]
         roles += ["Slurm"] if spec.slurm else []
         roles += ["web proxy"] if spec.service == "shared" else []
         title = f"roles: {', '.join(roles)}" + "; only what is the machine's own" * self.baked
+        title += f"; on {1 + spec.workers} machines" * (spec.workers > 0)
         return Step("configure", title, 15 if self.baked else 90, self._find_roles, self._make_roles)
 
     def _variables(self) -> dict[str, object]:
@@ -375,27 +398,40 @@ class MachineSteps:
         return platform_variables(record, find_framework(record.spec.mlaas4hep, self.cache))
 
     def _find_roles(self) -> Resource | None:
-        with Remote(self.folder) as remote:
-            text = remote.run(["cat", MARKER], check=False)
-        try:
-            digest = json.loads(text or "{}").get("digest")
-        except ValueError:
-            return None
         wanted = str(self._variables()["platform_digest"])
-        return Resource(kind="configuration", id=wanted, ours=False) if digest == wanted else None
+        if not all(_digest_of(told) == wanted for told in self._told(["cat", MARKER])):
+            return None
+        return Resource(kind="configuration", id=wanted, ours=False)
+
+    def _told(self, words: Sequence[str]) -> Iterator[str]:
+        """What a command prints on each of the platform's machines."""
+        for machine in self.platform.machines:
+            with Remote(machine.machine_folder) as remote:
+                yield remote.run(words, check=False)
 
     def _make_roles(self) -> Resource:
         variables = self._variables()
         tags = personal_tags(self.platform.spec) if self._is_of_baked_image() else ()
-        run_playbook(self.folder, "platform.yml", variables, self.note, tags=tags)
+        workers = [worker.machine_name for worker in self.platform.workers]
+        run_playbook(self.folder, "platform.yml", variables, self.note, tags=tags, workers=workers)
         return Resource(kind="configuration", id=str(variables["platform_digest"]), ours=False)
 
     def _is_of_baked_image(self) -> bool:
-        """Whether the machine was never configured, and its image has all that the roles would install."""
+        """Whether no machine was ever configured, and their image has all that the roles would install."""
         spec = self.platform.spec
-        with Remote(self.folder) as remote:
-            told = remote.run(["sh", "-c", f"test -e {MARKER} || cat {IMAGE_MARKER}"], check=False)
-        return told.strip() == image_digest(spec, find_framework(spec.mlaas4hep, self.cache))
+        wanted = image_digest(spec, find_framework(spec.mlaas4hep, self.cache))
+        return all(
+            told.strip() == wanted for told in self._told(["sh", "-c", f"test -e {MARKER} || cat {IMAGE_MARKER}"])
+        )
+
+
+def _digest_of(marker: str) -> object:
+    """What a machine says that it was configured with."""
+    try:
+        told = json.loads(marker or "{}")
+    except ValueError:
+        return None
+    return told.get("digest") if isinstance(told, dict) else None
 
 
 def to_remove(cloud: Cloud, platform: Platform) -> list[Resource]:

@@ -151,6 +151,15 @@ class Folder:
         return self.path / "ssh_config"
 
     @property
+    def workers(self) -> Path:
+        """Folder of the folders of the platform's workers."""
+        return self.path / "workers"
+
+    def worker(self, number: int) -> WorkerFolder:
+        """The folder of a worker (it need not exist)."""
+        return WorkerFolder(self, number)
+
+    @property
     def logs(self) -> Path:
         """Folder of the full logs."""
         return self.path / "logs"
@@ -198,6 +207,29 @@ class Folder:
             handle.write(f"{' '.join([Path(sys.argv[0]).name, *sys.argv[1:2]])}, process {os.getpid()}")
             handle.flush()
             yield
+
+
+class WorkerFolder(Folder):
+    """The folder of a worker: what is its own of ssh files and, on this computer, its machine.
+
+    Args:
+        front: the folder of the platform, whose key opens the worker too.
+        number: the worker's, from 1.
+    """
+
+    def __init__(self, front: Folder, number: int) -> None:
+        super().__init__(front.workers / worker_name(front.name, number))
+        self.front = front
+
+    @property
+    def key(self) -> Path:
+        """The platform's."""
+        return self.front.key
+
+
+def worker_name(platform: str, number: int) -> str:
+    """The name of a worker's machine."""
+    return f"{platform}-w{number}"
 
 
 class Home:

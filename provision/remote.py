@@ -74,10 +74,16 @@ def write_known_hosts(folder: Folder, uid: str, *keys: str) -> None:
     write_private(folder.known_hosts, "".join(lines).encode())
 
 
-def write_ssh_config(folder: Folder, uid: str, access: Access) -> None:
-    """Write the platform's own ssh configuration, with strict checking against its own known_hosts."""
+def write_ssh_config(folder: Folder, uid: str, access: Access, gateway: Folder | None = None) -> None:
+    """Write a machine's own ssh configuration, with strict checking against its own known_hosts.
+
+    That of a worker leads through the `gateway`, the platform's own machine, whose configuration knows all workers.
+    """
     identities = access.identities or (home_path(folder.key),)
+    # first of all lines: below a Host line it would hold for that host only
+    workers = [f"Include {home_path(folder.workers / '*' / 'ssh_config')}"] if folder.workers.is_dir() else []
     lines = [
+        *workers,
         f"Host {folder.name}",
         f"  HostName {access.host}",
         f"  Port {access.port}",
@@ -93,7 +99,10 @@ def write_ssh_config(folder: Folder, uid: str, access: Access) -> None:
         "  ServerAliveInterval 15",
         "  ServerAliveCountMax 4",
     ]
-    if access.jump:
+    if gateway:
+        way = f"-F {home_path(gateway.ssh_config)} -o BatchMode=yes -W [%h]:%p {gateway.name}"
+        lines.append(f"  ProxyCommand ssh {way}")
+    elif access.jump:
         # a ProxyCommand, not ProxyJump: the way to the jump host is the user's own, with the user's own configuration
         lines.append(f"  ProxyCommand ssh -W [%h]:%p ssh://{access.jump}")
     write_private(folder.ssh_config, ("\n".join(lines) + "\n").encode())

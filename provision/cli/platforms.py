@@ -137,12 +137,14 @@ def start(name: str = _NAME) -> None:
     from provision.remote import Remote
 
     with alone(name) as opened:
-        with console().stage(f"starting {name}"):
-            opened.cloud.start(opened.platform)
-        with console().stage("verified SSH connection"):
-            connect(opened.cloud, opened.platform)
-            with Remote(opened.folder) as remote:
-                remote.wait(SSH_SECONDS)
+        for machine in opened.platform.machines:
+            with console().stage(f"starting {machine.machine_name}"):
+                opened.cloud.start(machine)
+        for machine in opened.platform.machines:
+            with console().stage(f"verified SSH connection to {machine.machine_name}"):
+                connect(opened.cloud, machine)
+                with Remote(machine.machine_folder) as remote:
+                    remote.wait(SSH_SECONDS)
 
 
 def stop(
@@ -155,9 +157,12 @@ def stop(
 
     With --release, its disk becomes an image of the cloud (shelving) and no host keeps anything for it.
     """
-    with alone(name) as opened, console().stage(f"{'releasing' if release else 'stopping'} {name}"):
+    with alone(name) as opened:
         change = opened.cloud.release if release else opened.cloud.stop
-        change(opened.platform)
+        # the folder that they share goes last
+        for machine in reversed(opened.platform.machines):
+            with console().stage(f"{'releasing' if release else 'stopping'} {machine.machine_name}"):
+                change(machine)
 
 
 def delete(

@@ -281,15 +281,16 @@ def make_root(image: Path, root: Path, platform: Platform, resolver: str) -> Non
     unpack(image, part)
     ssh = part / "home" / LOGIN_USER / ".ssh"
     ssh.mkdir(mode=0o700)
+    name = platform.machine_name
     own = {
-        "etc/hostname": f"{platform.name}\n",
-        "etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {platform.name}\n::1 localhost ip6-localhost ip6-loopback\n",
+        "etc/hostname": f"{name}\n",
+        "etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost ip6-localhost ip6-loopback\n",
         "etc/machine-id": f"{os.urandom(16).hex()}\n",
         "etc/resolv.conf": resolver,
         "etc/ssh/ssh_host_ed25519_key": platform.host_private_key,
         _HOST_KEY: f"{platform.host_public_key.strip()}\n",
         f"home/{LOGIN_USER}/.ssh/authorized_keys": f"{platform.public_key.strip()}\n",
-        MARK: f"{platform.uid}\n",
+        MARK: f"{machine_uid(platform)}\n",
     }
     for name, text in own.items():
         replace_file(part, name, text, 0o600 if name.endswith(("_key", "authorized_keys")) else 0o644)
@@ -313,6 +314,12 @@ def replace_file(root: Path, name: str, text: str, mode: int) -> None:
         handle.write(text)
     temporary.chmod(mode)
     temporary.replace(path)
+
+
+def machine_uid(platform: Platform) -> str:
+    """What marks the machine, and all that is its own: the platform's uid, or one of as many digits for a worker."""
+    own = f"{platform.uid} worker {platform.worker}"
+    return hashlib.sha256(own.encode()).hexdigest()[: len(platform.uid)] if platform.worker else platform.uid
 
 
 def marked(root: Path, uid: str) -> bool:

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from provision.errors import UsageError
-from provision.record import Access, Folder, Record, Resource
+from provision.record import Access, Folder, Record, Resource, worker_name
 from provision.spec import PlatformSpec
 
 if TYPE_CHECKING:
@@ -25,10 +25,11 @@ LOGIN_USER = "physicist"
 
 @dataclass(frozen=True)
 class Platform:
-    """What a cloud needs to know of the platform that it makes or removes.
+    """What a cloud needs to know of the platform that it makes or removes, or of one of its workers.
 
-    `public_key` and `host_public_key` are OpenSSH lines; `host_private_key` is the private half of the host key of the
-    first contact (OpenSSH PEM), empty once the machine has a key of its own.
+    `worker` is 0 for the platform and its own machine, else the number of the worker that is meant. `public_key` and
+    `host_public_key` are OpenSSH lines; `host_private_key` is the private half of the host key of the first contact
+    (OpenSSH PEM), empty once the machine has a key of its own.
     """
 
     record: Record
@@ -36,11 +37,41 @@ class Platform:
     public_key: str = ""
     host_private_key: str = ""
     host_public_key: str = ""
+    worker: int = 0
 
     @property
     def spec(self) -> PlatformSpec:
-        """The wishes."""
-        return self.record.spec
+        """The wishes for the machine."""
+        return self.record.spec.of_worker() if self.worker else self.record.spec
+
+    def of_worker(self, number: int) -> Platform:
+        """One of the workers, with the host key of its first contact where there is one."""
+        folder = self.folder.worker(number)
+        private, public = "", ""
+        if folder.first_host_key.exists():
+            private = folder.first_host_key.read_text()
+            public = folder.first_host_key.with_suffix(".pub").read_text().strip()
+        return Platform(self.record, self.folder, self.public_key, private, public, number)
+
+    @property
+    def workers(self) -> list[Platform]:
+        """All workers."""
+        return [self.of_worker(number) for number in range(1, self.record.spec.workers + 1)]
+
+    @property
+    def machines(self) -> list[Platform]:
+        """The platform's own machine and those of its workers."""
+        return [self, *self.workers]
+
+    @property
+    def machine_name(self) -> str:
+        """The machine's name, for its host and for ssh."""
+        return worker_name(self.name, self.worker) if self.worker else self.name
+
+    @property
+    def machine_folder(self) -> Folder:
+        """Where the machine's own ssh files are."""
+        return self.folder.worker(self.worker) if self.worker else self.folder
 
     @property
     def uid(self) -> str:
@@ -133,6 +164,7 @@ class Found:
         resources: how many of its resources were seen.
         wishes: fields of its record (`spec`, `facts`, `values`) as the machine's metadata has them.
         host_key: the machine's SSH host key, an OpenSSH line, "" where that is not told.
+        worker_keys: those of its workers, by their numbers.
     """
 
     name: str
@@ -144,6 +176,7 @@ class Found:
     resources: int = 0
     wishes: dict[str, Any] = field(default_factory=dict)
     host_key: str = ""
+    worker_keys: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -187,7 +220,11 @@ class DataVolume:
 
 
 class Cloud(ABC):
-    """One cloud, region or computer that can hold platforms."""
+    """One cloud, region or computer that can hold platforms.
+
+    What concerns one machine (`access`, `state`, `start`, `stop`, `release`, `usage`, `console`, `publish_host_key`) is
+    asked of a worker by the platform `of_worker`; `check`, `steps`, `discover` and `remove` are of all machines.
+    """
 
     kind: str
     host_key_in_user_data = False

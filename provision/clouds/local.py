@@ -11,6 +11,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,7 +103,7 @@ class LocalCloud(Cloud):
         return {"image": f"{self.recipe.release}, {words}"}
 
     def steps(self, platform: Platform, offer: Offer) -> list[Step]:
-        """Image, root folder, network, machine."""
+        """Image, then of each machine root folder, network, boot."""
         local = _Local(self, platform, offer.values.get("baked", ""))
         volume = Step(
             "data-volume",
@@ -112,18 +113,26 @@ class LocalCloud(Cloud):
             lambda: self.data_volumes.make(platform, offer.values),
         )
         title = "baked image" if local.baked else "root image of this computer's packages"
+        steps = [Step("image", title, 60, local.find_image, local.make_image)]
+        if offer.values.get("volume_gb"):
+            steps.append(volume)
+        for machine in platform.machines:
+            steps += self._machine_steps(machine, offer)
+        return steps
+
+    def _machine_steps(self, platform: Platform, offer: Offer) -> list[Step]:
+        local = _Local(self, platform, offer.values.get("baked", ""))
+        prefix, of = (f"worker-{platform.worker}-", f" of {platform.machine_name}") if platform.worker else ("", "")
         return [
-            Step("image", title, 60, local.find_image, local.make_image),
-            *([volume] if offer.values.get("volume_gb") else []),
-            Step("root", "root folder", 15 if local.baked else 5, local.find_root, local.make_root),
+            Step(f"{prefix}root", f"root folder{of}", 15 if local.baked else 5, local.find_root, local.make_root),
             Step(
-                "network",
-                "network namespace, address and NAT",
+                f"{prefix}network",
+                f"network namespace, address and NAT{of}",
                 1,
                 local.find_network,
                 lambda: local.make_network(offer.values["range"]),
             ),
-            Step("machine", "boot of the machine", 2, local.find_machine, local.make_machine),
+            Step(f"{prefix}machine", f"boot{of or ' of the machine'}", 2, local.find_machine, local.make_machine),
         ]
 
     def access(self, platform: Platform) -> Access:
@@ -131,36 +140,34 @@ class LocalCloud(Cloud):
         wire = _Local(self, platform).wire()
         if wire is None:
             raise ProvisionError(
-                f"The machine of {platform.name} has no address yet.", f"Run: provision start {platform.name}"
+                f"The machine {platform.machine_name} has no address yet.", f"Run: provision start {platform.name}"
             )
         return Access(host=wire.address, user=LOGIN_USER)
 
     def discover(self, platform: Platform) -> list[Resource]:
         """What this computer holds of the platform, complete or not, without a look at the record."""
-        local, uid = _Local(self, platform), platform.uid
         volume = self.data_volumes.find(platform)
-        found = [volume] if volume else []
-        if any(place.exists() for place in local.places):
-            found.append(local.root_resource())
-        if _network.traces(uid):
-            found.append(Resource(kind="network", id=_network.namespace(uid)))
-        if _container.traces(local.machine):
-            found.append(Resource(kind="machine", id=local.machine.name))
-        return found
+        found = [resource for local in self._all(platform) for resource in local.resources()]
+        return [*([volume] if volume else []), *found]
+
+    def _all(self, platform: Platform) -> list[_Local]:
+        """Every machine whose folder is there; that of a worker is made before, and removed after all else of it."""
+        told = (path.name.rpartition("-w")[2] for path in sorted(platform.folder.workers.glob(f"{platform.name}-w*")))
+        numbers = [0, *sorted(int(number) for number in told if number.isdigit())]
+        return [_Local(self, platform.of_worker(number) if number else platform) for number in numbers]
 
     def remove(self, platform: Platform, resource: Resource) -> None:
-        """Remove the machine, its network or its root folder."""
-        local = _Local(self, platform)
-        if resource.kind == "machine":
-            _container.halt(local.machine)
-        elif resource.kind == "network":
-            _network.disconnect(platform.uid)
-        elif resource.kind == "root":
-            local.remove_root()
-        elif resource.kind == DATA_VOLUME:
+        """Remove a machine, its network, its root folder or the data volume."""
+        if resource.kind == DATA_VOLUME:
             self.data_volumes.remove(resource.id)
-        else:
+            return
+        removers = {
+            (found.kind, found.id): remover for local in self._all(platform) for found, remover in local.removers()
+        }
+        if resource.kind not in ("machine", "network", "root"):
             raise ProvisionError(f"A machine of this computer has no {resource.kind}; {resource} is left alone.")
+        # one that is none of them has gone with its folder
+        removers.get((resource.kind, resource.id), lambda: None)()
 
     def volumes(self) -> list[DataVolume]:
         """See the contract."""
@@ -195,7 +202,7 @@ class LocalCloud(Cloud):
         local = _Local(self, platform)
         if not local.find_root():
             raise ProvisionError(
-                f"The machine of {platform.name} is gone: there is no root folder {local.root}.",
+                f"The machine {platform.machine_name} is gone: there is no root folder {local.root}.",
                 f"Run: provision delete {platform.name}",
             )
         if not local.find_network():
@@ -244,15 +251,15 @@ class LocalCloud(Cloud):
 
 
 class _Local:
-    """One platform's machine on this computer: where it lies, and its steps."""
+    """One machine of a platform on this computer: where it lies, and its steps."""
 
     def __init__(self, cloud: LocalCloud, platform: Platform, baked: str = "") -> None:
         self.cloud = cloud
         self.platform = platform
         self.baked = baked
-        self.uid = platform.uid
-        self.folder = platform.folder.machine
-        self.root = _root(platform.folder)
+        self.uid = _image.machine_uid(platform)
+        self.folder = platform.machine_folder.machine
+        self.root = _root(platform.machine_folder)
         self.machine = _container.Machine(
             uid=self.uid, root=self.root, network=_network.path(self.uid), console=self.folder / "console.log"
         )
@@ -311,6 +318,23 @@ class _Local:
         for place in (folder, gone):
             _computer.remove_tree(place)
 
+    def resources(self) -> list[Resource]:
+        """What there is of it, in the order in which it was made."""
+        (root, _), (network, _), (machine, _) = self.removers()
+        found = [root] if any(place.exists() for place in self.places) else []
+        found += [network] if _network.traces(self.uid) else []
+        return found + ([machine] if _container.traces(self.machine) else [])
+
+    def removers(self) -> list[tuple[Resource, Callable[[], None]]]:
+        """How each of the things that it can have is removed."""
+        network = Resource(kind="network", id=_network.namespace(self.uid))
+        machine = Resource(kind="machine", id=self.machine.name)
+        return [
+            (self.root_resource(), self.remove_root),
+            (network, lambda: _network.disconnect(self.uid)),
+            (machine, lambda: _container.halt(self.machine)),
+        ]
+
     @property
     def wire_file(self) -> Path:
         return self.folder / "network.json"
@@ -356,6 +380,8 @@ class _Local:
         _image.replace_file(self.root, "etc/resolv.conf", _network.resolver(), 0o644)
         spec = self.platform.spec
         paths = _driver(_gpus(spec.gpu)) if spec.gpu else []
+        # the folder of data that a worker shares is a file system in user space
+        paths += ["/dev/fuse"] if self.platform.worker else []
         share = _container.Share(spec.cpus, spec.memory, paths, self._data())
         return self.machine_resource(_container.boot(self.machine, share))
 
@@ -403,9 +429,9 @@ def _affordable(quotas: tuple[Quota, ...]) -> tuple[Quota, ...]:
 
 
 def _size(spec: PlatformSpec, gpus: list[_Card]) -> dict[str, str]:
-    facts = {
-        "machine": f"system container: {spec.cpus} CPU{'s' * (spec.cpus > 1)}, {spec.memory:g} GB of this computer"
-    }
+    each = f", and as much for each of {spec.workers} workers" if spec.workers else ""
+    size = f"{spec.cpus} CPU{'s' * (spec.cpus > 1)}, {spec.memory:g} GB"
+    facts = {"machine": f"system container: {size} of this computer{each}"}
     if gpus:
         facts["gpu"] = ", ".join(card.model for card in gpus)
     return facts
@@ -424,12 +450,16 @@ def _check_file_system(path: Path) -> None:
 
 
 def _quotas(spec: PlatformSpec, home: Home, made: Record | None) -> tuple[Quota, ...]:
-    """What the computer has, and what the machine needs of it (whole gigabytes); a root that is there needs no more."""
+    """What the computer has, and what the machines need of it (whole gigabytes); a root that is there needs no more.
+
+    CPUs are the computer's own for each machine, which get them in turn.
+    """
     done = made is not None and _image.marked(_root(home.folder(made.name)), made.uid)
-    disk = 0 if done else -int(-spec.disk // 1)
+    machines = 1 + spec.workers
+    disk = 0 if done else -int(-spec.disk * machines // 1)
     return (
         Quota("CPUs", _computer.cpus(), 0, spec.cpus),
-        Quota("memory (GB)", int(_computer.memory()), 0, -int(-spec.memory // 1)),
+        Quota("memory (GB)", int(_computer.memory()), 0, -int(-spec.memory * machines // 1)),
         Quota("free disk (GB)", int(_computer.free_disk(home.path)), 0, disk),
     )
 
