@@ -29,7 +29,7 @@ NOT_BAKED = ("machine", "gpu_driver")
 """Tags of what is not done on the machine of which an image is made."""
 
 _BAKED_ROLES = ("base", "xrootd_client", "mlaas4hep")
-_OTHER_ROLES = ("gpu_driver", "cvmfs", "jupyter", "slurm", "web_proxy", "monitoring")
+_OTHER_ROLES = ("gpu_driver", "cvmfs", "jupyter", "shared_folder", "slurm", "web_proxy", "monitoring")
 
 
 @dataclass
@@ -97,8 +97,8 @@ def image_digest(spec: PlatformSpec, framework: Framework) -> str:
 def personal_tags(spec: PlatformSpec) -> tuple[str, ...]:
     """Tags of what is left to do on a machine of a baked image: what is its own, and the roles that no image has."""
     # these may install packages, for which the role `base` fetches the lists
-    more = spec.service == "shared" or spec.gpu is not None or spec.monitoring != "none" or bool(spec.cvmfs)
-    more = more or spec.data_volume is not None
+    more = spec.slurm or spec.service == "shared" or spec.gpu is not None or spec.monitoring != "none"
+    more = more or bool(spec.cvmfs) or spec.data_volume is not None
     return ("machine", *_OTHER_ROLES, *(("base",) if more else ()))
 
 

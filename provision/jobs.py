@@ -23,8 +23,10 @@ ENDED = {"finished", "failed", "cancelled", "out-of-memory", "time-limit", "inte
 _JOB = ["sudo", "mlaas4hep", "job"]
 
 
-def submit(remote: Remote, folder: Path, name: str) -> dict[str, Any]:
+def submit(remote: Remote, folder: Path, name: str, nodes: int = 1) -> dict[str, Any]:
     """Send the user's folder and start its training; returns the job as the platform describes it (`id`, `state`, ...).
+
+    It has `nodes` of the platform's workers.
 
     Raises UsageError when the folder is not there, ProvisionError with the platform's own sentence when it is refused.
     """
@@ -35,7 +37,8 @@ def submit(remote: Remote, folder: Path, name: str) -> dict[str, Any]:
     target = f"{INBOX}/provision-{secrets.token_hex(8)}"
     try:
         remote.send(folder, target)
-        return _object(remote.run([*_JOB, "submit", target, "--move", "--name", name, "--json"]))
+        spread = ["--nodes", str(nodes)] if nodes > 1 else []
+        return _object(remote.run([*_JOB, "submit", target, "--move", "--name", name, *spread, "--json"]))
     finally:
         remote.run(["sudo", "rm", "-rf", "--", target], check=False)
 

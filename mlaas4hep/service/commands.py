@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +17,10 @@ import typer
 from mlaas4hep.errors import MlaasError, UsageError
 
 if TYPE_CHECKING:
-    from mlaas4hep.service.executor import Task
+    from mlaas4hep.service.executor import Resources, Task
     from mlaas4hep.service.jobs import Job, JobStatus
     from mlaas4hep.service.local import LocalExecutor
+    from mlaas4hep.service.slurm import SlurmExecutor
 
 jobs_app = typer.Typer(
     help="Jobs on a platform.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
@@ -39,20 +43,35 @@ _FOLLOW_INTERVAL = 0.3
 _DATA = ("/cvmfs", "/data", "/eos", "/media", "/mnt", "/srv")
 
 
-def _executor() -> LocalExecutor:
+def _executor() -> LocalExecutor | SlurmExecutor:
+    """That of this computer, or the cluster's where MLAAS4HEP_CONFIG names settings of one."""
     from mlaas4hep.service.local import LocalExecutor, LocalSettings, places
+    from mlaas4hep.service.settings import load_settings
+    from mlaas4hep.service.slurm import SlurmExecutor
 
+    if os.environ.get("MLAAS4HEP_CONFIG") and (settings := load_settings().executor).kind == "slurm":
+        return SlurmExecutor(settings.slurm)
     return LocalExecutor(LocalSettings(limits="where possible"), places())
 
 
 def _task(job: Job) -> Task:
-    """The one attempt to run a job, with all that the computer has: it is its one user's."""
+    """The one attempt to run a job."""
     from mlaas4hep.service.executor import Task
-    from mlaas4hep.service.local import whole_computer
 
     reads = tuple(path for path in map(Path, _DATA) if path.is_dir())
-    key = job.identifier.replace("_", "-")
-    return Task(key, job.folder, resources=whole_computer(job.folder), reads=reads, network=True)
+    return Task(job.identifier.replace("_", "-"), job.folder, reads=reads, network=True)
+
+
+def _everything(executor: LocalExecutor | SlurmExecutor, nodes: int) -> Resources:
+    """All that the computer, or that many nodes of the cluster, has: it is its one user's."""
+    from mlaas4hep.service.jobs import home
+    from mlaas4hep.service.local import LocalExecutor, whole_computer
+
+    if not isinstance(executor, LocalExecutor):
+        return executor.whole_nodes(nodes, shutil.disk_usage(home()).free)
+    if nodes > 1:
+        raise UsageError("This platform has no workers: a job has one node.", "Leave out --nodes.")
+    return whole_computer(home())
 
 
 def _status(job: Job) -> JobStatus:
@@ -66,6 +85,7 @@ def submit(
     folder: Annotated[Path, typer.Argument(help="Folder with files.txt, labels.txt, model.py and params.json.")],
     name: Annotated[str, typer.Option(help="Name of the job; by default the folder's.")] = "",
     move: Annotated[bool, typer.Option("--move", help="Take the folder away instead of copying it.")] = False,
+    nodes: Annotated[int, typer.Option(min=1, help="Workers of the platform that train together.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Start the training of a folder as a job that goes on when the connection ends."""
@@ -74,9 +94,10 @@ def submit(
     from mlaas4hep.service.jobs import create_job
 
     executor = _executor()
+    resources = _everything(executor, nodes)
     job = create_job(folder, name, move=move)
     try:
-        executor.submit(_task(job))
+        executor.submit(replace(_task(job), resources=resources))
     except MlaasError as error:
         record_result(_task(job), Outcome(State.FAILED, str(error)))
         raise

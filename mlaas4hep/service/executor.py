@@ -43,6 +43,7 @@ class Resources:
         gpus: whole GPUs.
         seconds: of wall time.
         disk: bytes that it may write.
+        nodes: computers of a cluster that train together; each of them has all of the above.
     """
 
     cpus: int = 1
@@ -50,6 +51,7 @@ class Resources:
     gpus: int = 0
     seconds: int = 24 * 3600
     disk: int = 10 * 2**30
+    nodes: int = 1
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shlex
 import sys
 import time
@@ -38,7 +39,7 @@ from mlaas4hep.service.attempts import (
     wanted_to_stop,
     write_attempt,
 )
-from mlaas4hep.service.executor import Outcome, State, Task
+from mlaas4hep.service.executor import Outcome, Resources, State, Task
 from mlaas4hep.service.jobs import read_json, write_json
 
 # the newest first; what a version's answers mean differs, so one that was never tried is not spoken
@@ -51,6 +52,7 @@ _INTERVAL = 0.1
 _GRACE = 15.0  # seconds that a supervisor has to stop its task before Slurm kills both
 _PATIENCE = 90.0  # seconds until Slurm must have ended a job
 _MARGIN_MINUTES = 2  # the supervisor keeps the time limit; Slurm's comes after it
+_LONGEST_SECONDS = 366 * 86400
 _SUPERVISOR_MIB, _RELAY_MIB = 64, 64
 _OUTPUT_BYTES = 2048
 # slurm_errno.h: below are errors of the connection, from here on the controller's own
@@ -159,6 +161,23 @@ class SlurmExecutor:
                 self._rest.cancel(int(job["job_id"]), record.account)
             time.sleep(_INTERVAL)
 
+    def whole_nodes(self, count: int, disk: int) -> Resources:
+        """All of `count` nodes, of which the smallest says what each has, but for what the supervisors need.
+
+        Args:
+            count: how many.
+            disk: bytes that may be written.
+
+        Raises MlaasError when there are fewer, SlurmUnavailableError.
+        """
+        nodes = self._rest.nodes(self._settings.account or pwd.getpwuid(os.geteuid()).pw_name)
+        if len(nodes) < count:
+            raise MlaasError(f"The cluster has {len(nodes)} nodes, and not {count}.", "Ask for fewer.")
+        memory = min(int(node["real_memory"]) for node in nodes) - _SUPERVISOR_MIB
+        cpus = min(int(node["cpus"]) for node in nodes)
+        gpus = min(_gpus(str(node.get("gres") or "")) for node in nodes)
+        return Resources(cpus, memory * 2**20, gpus, _LONGEST_SECONDS, disk, count)
+
     def _job(self, task: Task, record: _Record) -> dict[str, Any] | None:
         """What Slurm knows of the task; None when nothing (any more)."""
         number = record.job or self._rest.find(task.key, record.account)
@@ -180,6 +199,10 @@ class SlurmExecutor:
         python = self._settings.python or sys.executable
         folder = task.folder.absolute()
         words = [python, "-I", "-m", "mlaas4hep.service.supervisor", str(folder)]
+        if task.resources.nodes > 1:
+            # one on each node; how the first ends is what counts, and it looks after the others
+            spread = [f"--nodes={task.resources.nodes}", f"--ntasks={task.resources.nodes}", "--ntasks-per-node=1"]
+            words = ["srun", *spread, f"--cpus-per-task={task.resources.cpus}", "--kill-on-bad-exit=0", *words]
         # Slurm would replace some characters in the name of a file for the output
         return f"#!/bin/sh\nexec >> {shlex.quote(str(folder / _OUTPUT))} 2>&1\nexec {shlex.join(words)}\n"
 
@@ -187,8 +210,8 @@ class SlurmExecutor:
         wanted = task.resources
         description: dict[str, Any] = {
             "name": task.key,
-            "nodes": 1,
-            "tasks": 1,
+            "nodes": wanted.nodes,
+            "tasks": wanted.nodes,
             "cpus_per_task": wanted.cpus,
             "memory_per_node": -(-wanted.memory // 2**20) + _SUPERVISOR_MIB + (_RELAY_MIB if task.endpoints else 0),
             "time_limit": -(-wanted.seconds // 60) + _MARGIN_MINUTES,
@@ -269,6 +292,10 @@ class _Rest:
         answer = self._ask("GET", f"job/{number}", account)
         return next(iter(answer.get("jobs", [])), None)
 
+    def nodes(self, account: str) -> list[dict[str, Any]]:
+        """All nodes."""
+        return list(self._ask("GET", "nodes", account).get("nodes", []))
+
     def find(self, name: str, account: str) -> int:
         """Number of the job of this name, 0 for none."""
         jobs = self._ask("GET", "jobs", account).get("jobs", [])
@@ -331,6 +358,12 @@ class _Rest:
         except (OSError, JoseError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise SlurmUnavailableError(f"The key of Slurm {self._key} cannot be used: {reason}.") from error
+
+
+def _gpus(gres: str) -> int:
+    """The number in Slurm's `gpu:2`, `gpu:a100:2(S:0)`."""
+    found = re.search(r"gpu(?::[^:,()]+)?:(\d+)", gres)
+    return int(found[1]) if found else 0
 
 
 def _states(job: dict[str, Any]) -> set[str]:

@@ -44,6 +44,7 @@ from mlaas4hep.service.disk import DiskFullError, DiskWatch
 from mlaas4hep.service.executor import Outcome, State, Task
 from mlaas4hep.service.jobs import SOCKET, all_jobs, give, now, read_json
 from mlaas4hep.service.network import JobNetwork
+from mlaas4hep.service.nodes import follow, meet, rank
 from mlaas4hep.service.sandbox import Gate, gpu_nodes, sandboxed
 from mlaas4hep.service.usage import Usage
 
@@ -100,8 +101,13 @@ def supervise(folder: Path, lock: int | None = None) -> None:
 
     Raises MlaasError for a folder without a task.
     """
-    lock = hold(folder) if lock is None else lock
     attempt = read_attempt(folder)
+    if number := rank(attempt.task):
+        _ready()
+        if follow(attempt, number):
+            raise MlaasError(f"The training on the node {number} failed.", f"See log.{number} in the job's folder.")
+        return
+    lock = hold(folder) if lock is None else lock
     if lock is None or begun(attempt.task):
         _ready()
         return
@@ -129,6 +135,7 @@ class _Supervision:
         self._stopping = False
         self._devices: list[Path] = []
         self._usage = Usage()
+        self._meeting: dict[str, str] = {}
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGTERM, self._stop)
 
@@ -214,6 +221,8 @@ class _Supervision:
         work.mkdir(exist_ok=True)
         _bring_kernels(work / "numba")
         account = _account(self._task)
+        if self._task.resources.nodes > 1:
+            self._meeting = meet(self._task)
         if account is not None:
             places = [str(self._folder / "input"), str(work)]
             # what it has already stays untouched: the store of an earlier attempt goes by the times of its files
@@ -304,7 +313,7 @@ class _Supervision:
             [sys.executable, "-P", "-m", *program[self._task.program]],
             writes=[work],
             reads=[self._folder / "input", *self._task.reads],
-            environment={**environment, **self._attempt.environment},
+            environment={**environment, **self._attempt.environment, **self._meeting},
             network=self._task.network,
             gate=gate,
             gpus=self._devices,

@@ -25,6 +25,7 @@ def train(
     folder: Path = typer.Argument(
         help="Folder with files.txt, labels.txt, model.py, params.json and, if not remote, the data."
     ),
+    nodes: int = typer.Option(1, min=1, help="Workers of the platform that train together, a PyTorch module."),
     detach: bool = typer.Option(False, "--detach", "-d", help="Return when the training has started."),
     as_json: bool = _JSON,
 ) -> None:
@@ -37,7 +38,7 @@ def train(
     out = console()
     with connected(name) as remote:
         with out.stage(f"sending {folder}"):
-            job = remote_jobs.submit(remote, folder, _job_name(folder))
+            job = remote_jobs.submit(remote, folder, _job_name(folder), nodes)
         out.say(f"Job {job['identifier']} on {name}; `provision logs -f {name} {job['identifier']}` follows it again.")
         if not detach:
             job = remote_jobs.follow(remote, str(job["identifier"]), out.data if not as_json else out.say)
