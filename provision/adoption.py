@@ -94,6 +94,10 @@ def adopt(found: Found, cloud_name: str, home: Home, identity: Path | None = Non
         folder.key.with_suffix(".pub").write_text(f"{public}\n", encoding="utf-8")
     if found.host_key:
         write_known_hosts(folder, found.uid, found.host_key)
+    for number, key in found.worker_keys.items():
+        worker = folder.worker(number)
+        worker.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_known_hosts(worker, found.uid, key)
     return record
 
 

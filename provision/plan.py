@@ -393,6 +393,20 @@ class MachineSteps:
         title += f"; on {1 + spec.workers} machines" * (spec.workers > 0)
         return Step("configure", title, 15 if self.baked else 90, self._find_roles, self._make_roles)
 
+    def configuration_of(self, title: str, seconds: int, tags: Sequence[str]) -> Step:
+        """Only the roles with these tags, whatever the machines are configured with."""
+
+        def make() -> Resource:
+            variables = self._variables()
+            run_playbook(self.folder, "platform.yml", variables, self.note, tags=tags, workers=self._workers)
+            return Resource(kind="configuration", id=str(variables["platform_digest"]), ours=False)
+
+        return Step("configure", title, seconds, lambda: None, make)
+
+    @property
+    def _workers(self) -> list[str]:
+        return [worker.machine_name for worker in self.platform.workers]
+
     def _variables(self) -> dict[str, object]:
         record = self.platform.record
         return platform_variables(record, find_framework(record.spec.mlaas4hep, self.cache))
@@ -412,8 +426,7 @@ class MachineSteps:
     def _make_roles(self) -> Resource:
         variables = self._variables()
         tags = personal_tags(self.platform.spec) if self._is_of_baked_image() else ()
-        workers = [worker.machine_name for worker in self.platform.workers]
-        run_playbook(self.folder, "platform.yml", variables, self.note, tags=tags, workers=workers)
+        run_playbook(self.folder, "platform.yml", variables, self.note, tags=tags, workers=self._workers)
         return Resource(kind="configuration", id=str(variables["platform_digest"]), ours=False)
 
     def _is_of_baked_image(self) -> bool:

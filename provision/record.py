@@ -24,7 +24,7 @@ from provision.spec import PlatformSpec
 
 DATA_VOLUME, VOLUME_ATTACHMENT = "data volume", "volume attachment"
 """Kinds of resources. The first outlives the others of a platform, unless its removal was asked for."""
-CHANGES = ("resize", "rebuild")
+CHANGES = ("resize", "rebuild", "scale")
 """Steps of the ledger that change a machine which is there."""
 
 

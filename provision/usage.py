@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -58,8 +58,8 @@ class Prices(BaseModel):
     unit: str = ""
     flavors: dict[str, float] = Field(default_factory=dict)
 
-    def cost(self, record: Record, usage: Usage) -> str:
-        """The estimate for a platform, each hour at the price of the flavor that it had then.
+    def cost(self, record: Record, usage: Usage, workers: Sequence[Usage] = ()) -> str:
+        """The estimate for a platform and its workers, each hour at the price of the flavor that it had then.
 
         Nothing where a price or the hours are not known, or the machine had sizes that the record does not know.
         """
@@ -68,6 +68,11 @@ class Prices(BaseModel):
             return ""
         hours = (*usage.former, usage.hours - sum(usage.former))
         total = sum(time * self.flavors[flavor] for time, flavor in zip(hours, flavors, strict=True))
+        worker = record.facts.get("worker flavor", "").partition(" (")[0]
+        if workers:
+            if worker not in self.flavors or any(one.hours is None for one in workers):
+                return ""
+            total += self.flavors[worker] * sum(one.hours or 0.0 for one in workers)
         return f"{total:.2f} {self.unit}".strip()
 
 
@@ -94,6 +99,7 @@ class Status:
         usage: since when it runs and for how long it has run, as far as its cloud tells.
         busy: what uses it, nothing when it is idle or does not tell.
         idle_since: since when nobody uses it.
+        workers: state and usage of each worker.
     """
 
     record: Record
@@ -101,6 +107,7 @@ class Status:
     usage: Usage = field(default_factory=Usage)
     busy: str = ""
     idle_since: datetime | None = None
+    workers: tuple[tuple[str, Usage], ...] = ()
 
 
 def statuses(home: Home, log: Callable[[str], None]) -> list[Status]:
@@ -124,18 +131,19 @@ def status_of(folder: Folder, home: Home, log: Callable[[str], None]) -> Status:
         platform = Platform(record, folder)
         machine = cloud.state(platform)
         usage = cloud.usage(platform)
+        workers = tuple((str(cloud.state(worker)), cloud.usage(worker)) for worker in platform.workers)
     except ProvisionError as error:
         log(str(error))
         return Status(record, "unknown")
     if machine != "running" or record.state != "ready" or not folder.ssh_config.exists():
-        return Status(record, machine, usage)
+        return Status(record, machine, usage, workers=workers)
     try:
         with Remote(folder) as remote:
             told = json.loads(remote.run(["cat", ACTIVITY], check=False) or "{}")
     except (ProvisionError, ValueError) as error:
         log(f"{record.name}: {error}")
         told = {}
-    return Status(record, machine, usage, *_activity(told))
+    return Status(record, machine, usage, *_activity(told), workers)
 
 
 def _activity(told: object) -> tuple[str, datetime | None]:

@@ -1,4 +1,4 @@
-"""`provision resize, rebuild`."""
+"""`provision resize, rebuild, scale`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from provision.cli.context import Opened
     from provision.rebuild import Rebuild
     from provision.resize import Resize
+    from provision.scale import Scale
 
 _NAME = typer.Argument(help="Name of the platform.", autocompletion=platform_names)
 _YES = typer.Option(False, "--yes", "-y", help="Do not ask.")
@@ -70,8 +71,32 @@ def rebuild(
         _execute(opened, plan, "Rebuild", warning, yes, dry_run, as_json)
 
 
+def scale(
+    name: str = _NAME,
+    workers: int | None = typer.Argument(None, help="How many workers there are to be."),
+    now: bool = typer.Option(False, "--now", help="Of workers that go, end the jobs instead of waiting for them."),
+    yes: bool = _YES,
+    dry_run: bool = _DRY_RUN,
+    as_json: bool = _JSON,
+) -> None:
+    """Give a platform more workers, or fewer, or finish a change that was interrupted.
+
+    Workers that go get no more jobs, end those that they have, and are removed. It also makes a cluster of a platform
+    that has none.
+    """
+    from provision.scale import plan_scale
+
+    with home().folder(name).lock():
+        opened = open_platform(name)
+        plan = plan_scale(opened.cloud, opened.record, opened.folder, home().cache, workers)
+        plan.impatient = now
+        ended = "ended" if now else "waited for"
+        warning = f"Jobs on the workers that go are {ended}." if plan.fewer else "Jobs that run go on."
+        _execute(opened, plan, "Scale", warning, yes, dry_run, as_json)
+
+
 def _execute(
-    opened: Opened, plan: Resize | Rebuild, verb: str, warning: str, yes: bool, dry_run: bool, as_json: bool
+    opened: Opened, plan: Resize | Rebuild | Scale, verb: str, warning: str, yes: bool, dry_run: bool, as_json: bool
 ) -> None:
     """Show the plan, ask once, do it."""
     out, name = console(), opened.record.name
@@ -94,7 +119,7 @@ def _execute(
         out.say(f"{name} has {fact}: {words}")
 
 
-def _show(plan: Resize | Rebuild, verb: str, warning: str) -> None:
+def _show(plan: Resize | Rebuild | Scale, verb: str, warning: str) -> None:
     out, record = console(), plan.platform.record
     out.data(f"{verb} of {record.name} on {record.spec.cloud}")
     for name, words in plan.offer.facts.items():
@@ -106,7 +131,7 @@ def _show(plan: Resize | Rebuild, verb: str, warning: str) -> None:
     out.data(f"\n{warning}")
 
 
-def _as_data(plan: Resize | Rebuild) -> dict[str, Any]:
+def _as_data(plan: Resize | Rebuild | Scale) -> dict[str, Any]:
     return {
         "spec": plan.spec.model_dump(mode="json"),
         "facts": plan.offer.facts,
@@ -125,5 +150,5 @@ def _before(plan: Change) -> dict[str, str]:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (resize, rebuild):
+    for command in (resize, rebuild, scale):
         app.command()(command)

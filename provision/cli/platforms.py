@@ -60,8 +60,14 @@ def _row(status: Status, prices: Prices) -> dict[str, str]:
         "since": f"{status.usage.since:{_MINUTE}}" if status.usage.since else "",
         "idle": idle or (f"no: {status.busy}" if status.busy else ""),
         "hours": "" if hours is None else f"{hours:.1f}",
-        "cost": prices.cost(status.record, status.usage),
+        "workers": _workers([state for state, _ in status.workers]),
+        "cost": prices.cost(status.record, status.usage, [usage for _, usage in status.workers]),
     }
+
+
+def _workers(states: list[str]) -> str:
+    """How many are in which state."""
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
 def _summary(record: Record) -> dict[str, str]:

@@ -39,6 +39,9 @@ class Belongings:
 
     def access(self, platform: Platform) -> Access:
         """See the contract of a cloud."""
+        if platform.worker:
+            hosts = sorted((a["ip_address"] for a in self.port(platform).fixed_ips), key=lambda host: ":" in host)
+            return Access(host=hosts[0], user=LOGIN_USER)
         floating = self.ours("ips", platform)
         if floating:
             return Access(host=floating.floating_ip_address, user=LOGIN_USER)
@@ -87,10 +90,13 @@ class Belongings:
         return found
 
     def servers(self, platform: Platform) -> list[Any]:
-        """All servers of the platform, first the one that belongs to it; see `all`."""
+        """All servers that are the platform's machine (or the worker), first the one that belongs to it; see `all`."""
+        return self._servers(platform, platform.machine_name)
+
+    def _servers(self, platform: Platform, names: str) -> list[Any]:
         found = [
             server
-            for server in self.conn.compute.servers(details=True, name=f"^{platform.name}$")
+            for server in self.conn.compute.servers(details=True, name=f"^{names}$")
             if (server.metadata or {}).get("provision_uid") == platform.uid
         ]
         return _first_of(found, platform)
@@ -111,7 +117,9 @@ class Belongings:
         server = self.server(platform)
         port = next(iter(self.conn.network.ports(device_id=server.id)), None) if server else None
         if port is None:
-            raise ProvisionError(f"{platform.name} has no server with a network port in the cloud {self.name!r}.")
+            raise ProvisionError(
+                f"{platform.machine_name} has no server with a network port in the cloud {self.name!r}."
+            )
         return port
 
     def interfaces(self, platform: Platform) -> list[Resource]:
@@ -141,13 +149,15 @@ class Belongings:
 
     def discover(self, platform: Platform) -> list[Resource]:
         """See the contract of a cloud."""
+        if platform.worker:
+            return [as_resource("server", server) for server in self.servers(platform)]
         pair = self.keypair(platform)
         found = [pair] if pair else []
         for kind, collection in COLLECTIONS[:4]:
             found += [as_resource(kind, one) for one in self.all(collection, platform)]
         found += self.interfaces(platform)
         found += self.images(platform)
-        found += [as_resource("server", server) for server in self.servers(platform)]
+        found += [as_resource("server", server) for server in self._servers(platform, f"{platform.name}(-w[0-9]+)?")]
         return found + [as_resource("floating IP", one) for one in self.all("ips", platform)]
 
     def wait_for(self, server: Any, status: str) -> Any:

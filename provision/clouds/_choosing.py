@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -54,23 +54,32 @@ class Choosing:
         is_baked = fits_baked(image, baked)
         network = self._choose_network(spec)
         limits = self._limits()
-        flavor, flavors = self._choose_flavor(spec, image, limits)
-        quotas = _quotas(flavor, limits, network)
-        if over := [quota for quota in quotas if quota.exceeded]:
-            words = ", ".join(f"{q.name} {q.used} of {q.limit} used and {q.needed} more needed" for q in over)
-            raise ProvisionError(
-                f"The quota of the cloud {self.name!r} is exceeded: {words}.",
-                "Ask for less, delete what is not needed, or ask the cloud's administrators for more.",
-            )
+        workers: list[Flavor] = []
+        if spec.workers and spec.worker_flavor:
+            workers = [self._named_flavor(spec.worker_flavor, image)] * spec.workers
+            limits_left = _without(limits, workers)
+            flavor, flavors = self._choose_flavor(spec, image, limits_left)
+        else:
+            flavor, flavors = self._choose_flavor(spec, image, limits, 1 + spec.workers)
+            workers = [flavor] * spec.workers
+        quotas = _quotas([flavor, *workers], limits, network)
+        self._refuse_exceeded(quotas)
         return Offer(
             facts={
                 "flavor": f"{flavor.name} ({flavor})",
                 "image": f"{image.name} ({image}{', baked' * is_baked})",
                 "network": network["words"],
+                **({"worker flavor": f"{workers[0].name} ({workers[0]}), {len(workers)} times"} if workers else {}),
             },
             choices=(*flavors, *images),
             quotas=tuple(quotas),
-            values={"flavor": flavor.id, "image": image.id, **({"baked": image.name} if is_baked else {}), **network},
+            values={
+                "flavor": flavor.id,
+                "image": image.id,
+                **({"baked": image.name} if is_baked else {}),
+                **({"worker_flavor": workers[0].id} if workers else {}),
+                **network,
+            },
         )
 
     def size(self, spec: PlatformSpec, server: Any) -> Offer:
@@ -95,6 +104,31 @@ class Choosing:
             quotas=tuple(Quota(name, *limits[name], amount) for name, amount in needed.items()),
             values={"flavor": flavor.id},
         )
+
+    def workers(self, platform: Platform, spec: PlatformSpec) -> Offer:
+        """The flavor of a platform's workers, within the quotas of those that are to come; see `check_workers`."""
+        values, limits = platform.record.values, self._limits()
+        wanted = values.get("worker_flavor") or spec.worker_flavor or values["flavor"]
+        flavor = next((flavor for flavor in self._flavors() if wanted in (flavor.id, flavor.name)), None)
+        if flavor is None:
+            raise ProvisionError(f"The cloud {self.name!r} has no flavor {wanted!r} any more.")
+        more = spec.workers - platform.record.spec.workers
+        needed = {"servers": more, "CPUs": more * flavor.vcpus, "memory": more * flavor.ram, "ports": more}
+        quotas = tuple(Quota(name, *limits[name], amount) for name, amount in needed.items())
+        self._refuse_exceeded(quotas)
+        return Offer(
+            facts={"worker flavor": f"{flavor.name} ({flavor}), {spec.workers} times"},
+            quotas=quotas,
+            values={"worker_flavor": flavor.id},
+        )
+
+    def _refuse_exceeded(self, quotas: Iterable[Quota]) -> None:
+        if over := [quota for quota in quotas if quota.exceeded]:
+            words = ", ".join(f"{q.name} {q.used} of {q.limit} used and {q.needed} more needed" for q in over)
+            raise ProvisionError(
+                f"The quota of the cloud {self.name!r} is exceeded: {words}.",
+                "Ask for less, delete what is not needed, or ask the cloud's administrators for more.",
+            )
 
     def system(self, spec: PlatformSpec, server: Any) -> Offer:
         """The image on which a server that is there could be rebuilt; see `check_image`."""
@@ -153,9 +187,23 @@ class Choosing:
             )
         return image, choices
 
-    def _choose_flavor(self, spec: PlatformSpec, image: Image, limits: Limits) -> tuple[Flavor, list[Choice]]:
+    def _named_flavor(self, name: str, image: Image) -> Flavor:
         flavors = self._flavors()
-        unaffordable = {f.id: words for f in flavors if (words := _over_quota(f, limits))}
+        found = next((flavor for flavor in flavors if name in (flavor.id, flavor.name)), None)
+        if found is None:
+            raise ProvisionError(
+                f"The cloud {self.name!r} has no flavor {name!r}.", f"It has: {_list(f.name for f in flavors)}."
+            )
+        if found.disk < image.min_disk or found.ram < image.min_ram:
+            raise ProvisionError(f"The flavor {name} ({found}) is too small for {image.name}.", "Name a larger one.")
+        return found
+
+    def _choose_flavor(
+        self, spec: PlatformSpec, image: Image, limits: Limits, count: int = 1
+    ) -> tuple[Flavor, list[Choice]]:
+        """The flavor of `count` machines."""
+        flavors = self._flavors()
+        unaffordable = {f.id: words for f in flavors if (words := _over_quota(f, limits, count))}
         flavor, choices = flavor_choices(flavors, spec, image, unaffordable)
         if flavor is not None:
             return flavor, choices
@@ -262,10 +310,10 @@ class Choosing:
             )
         return networks[0]
 
-    def next_flavor(self, platform: Platform, values: dict[str, str]) -> Flavor | None:
+    def next_flavor(self, platform: Platform, image_id: str, present: str) -> Flavor | None:
         """The smallest flavor that serves and that the quota admits, but for the present one."""
-        image = _image(self.conn.image.get_image(values["image"]))
-        others = [flavor for flavor in self._flavors() if flavor.id != values["flavor"]]
+        image = _image(self.conn.image.get_image(image_id))
+        others = [flavor for flavor in self._flavors() if flavor.id != present]
         limits = self._limits()
         unaffordable = {f.id: words for f in others if (words := _over_quota(f, limits))}
         return flavor_choices(others, platform.spec, image, unaffordable)[0]
@@ -287,26 +335,32 @@ def _smaller_disk(flavor: Flavor, present: Flavor) -> str:
     return f"only {flavor.disk} GB disk, and a disk cannot shrink" if flavor.disk < present.disk else ""
 
 
-def _over_quota(flavor: Flavor, limits: Limits) -> str:
-    for name, needed in (("CPUs", flavor.vcpus), ("memory", flavor.ram)):
+def _without(limits: Limits, machines: list[Flavor]) -> Limits:
+    """The limits as they are when there are these machines too."""
+    used = {"CPUs": sum(flavor.vcpus for flavor in machines), "memory": sum(flavor.ram for flavor in machines)}
+    return limits | {name: (limits[name][0], limits[name][1] + amount) for name, amount in used.items()}
+
+
+def _over_quota(flavor: Flavor, limits: Limits, count: int = 1) -> str:
+    for name, needed in (("CPUs", count * flavor.vcpus), ("memory", count * flavor.ram)):
         quota = Quota(name, *limits[name], needed)
         if quota.exceeded:
             return f"over the quota of {name}: {quota.used} of {quota.limit} used and {needed} more needed"
     return ""
 
 
-def _quotas(flavor: Flavor, limits: Limits, network: dict[str, str]) -> list[Quota]:
+def _quotas(machines: list[Flavor], limits: Limits, network: dict[str, str]) -> list[Quota]:
     new = 1 if network["mode"] == "new" else 0
     needed = {
-        "servers": 1,
-        "CPUs": flavor.vcpus,
-        "memory": flavor.ram,
+        "servers": len(machines),
+        "CPUs": sum(flavor.vcpus for flavor in machines),
+        "memory": sum(flavor.ram for flavor in machines),
         "security groups": 1,
         "floating IPs": 1 if network["external"] else 0,
         "networks": new,
         "subnets": new,
         "routers": new,
-        "ports": 1 + 3 * new,  # a new network has a DHCP port, and its router a port on either side
+        "ports": len(machines) + 3 * new,  # a new network has a DHCP port, and its router a port on either side
     }
     return [Quota(name, *limits[name], count) for name, count in needed.items()]
 

@@ -112,7 +112,16 @@ class Making:
             plan.append(step("volume-attachment", VOLUME_ATTACHMENT, 10, *attach))
         if values["external"]:
             plan.append(step("floating-ip", "floating IP", 3, self._find_address, self._make_address))
-        return plan
+        return plan + [
+            step(
+                f"worker-{worker.worker}",
+                f"server {worker.machine_name}",
+                20,
+                lambda _, values, worker=worker: self._find_server(worker, values),
+                lambda _, values, worker=worker: self._make_server(worker, values),
+            )
+            for worker in platform.workers
+        ]
 
     def _find_keypair(self, platform: Platform, _: dict[str, str]) -> Resource | None:
         return self.belongings.keypair(platform)
@@ -123,7 +132,9 @@ class Making:
 
     def _find_group(self, platform: Platform, _: dict[str, str]) -> Resource | None:
         found = self.belongings.only("security_groups", platform)
-        if found is None or _missing_rules(found, platform.spec) or not is_tagged(found, platform):
+        if found is None or not is_tagged(found, platform):
+            return None
+        if _missing_rules(found, platform.spec) or _missing_inner(found, platform.spec):
             return None
         return as_resource("security group", found)
 
@@ -132,6 +143,15 @@ class Making:
         group = self.belongings.ours("security_groups", platform) or neutron.create_security_group(
             name=resource_name(platform), description=mark(platform)
         )
+        for family in _missing_inner(group, platform.spec):
+            # all between the machines of the platform, and nobody else's
+            neutron.create_security_group_rule(
+                security_group_id=group.id,
+                direction="ingress",
+                ethertype=family,
+                remote_group_id=group.id,
+                description=mark(platform),
+            )
         for port, family in _missing_rules(group, platform.spec):
             neutron.create_security_group_rule(
                 security_group_id=group.id,
@@ -205,8 +225,8 @@ class Making:
 
     def _create_server(self, platform: Platform, values: dict[str, str]) -> Any:
         return self.conn.compute.create_server(
-            name=platform.name,
-            flavor_id=values["flavor"],
+            name=platform.machine_name,
+            flavor_id=values[_flavor_of(platform)],
             image_id=values["image"],
             key_name=resource_name(platform),
             networks=[{"uuid": values["network"] or self.belongings.needed("networks", platform).id}],
@@ -225,12 +245,14 @@ class Making:
         Raises the first server's error when there is no other flavor, and leaves that server for the user to see.
         """
         if error.no_host:
-            flavor = self.choosing.next_flavor(platform, values)
+            kind = _flavor_of(platform)
+            flavor = self.choosing.next_flavor(platform, values["image"], values[kind])
             if flavor is None:
                 raise error
-            record, before = platform.record, platform.record.facts.get("flavor", "").partition(" (")[0]
-            record.values["flavor"] = values["flavor"] = flavor.id
-            record.facts["flavor"] = f"{flavor.name} ({flavor}), as no host had room for {before}"
+            fact = kind.replace("_", " ")
+            record, before = platform.record, platform.record.facts.get(fact, "").partition(" (")[0]
+            record.values[kind] = values[kind] = flavor.id
+            record.facts[fact] = f"{flavor.name} ({flavor}), as no host had room for {before}"
             platform.folder.save(record)
             how = f"with the flavor {flavor.name} ({flavor})"
         else:
@@ -263,6 +285,11 @@ class Making:
         return as_resource(kind, made)
 
 
+def _flavor_of(platform: Platform) -> str:
+    """Which of the offer's values is the machine's flavor."""
+    return "worker_flavor" if platform.worker else "flavor"
+
+
 def _missing_rules(group: Any, spec: PlatformSpec) -> list[tuple[int, str]]:
     """Ports (SSH and those asked for) and address families that the group does not admit yet."""
     have = {
@@ -271,6 +298,13 @@ def _missing_rules(group: Any, spec: PlatformSpec) -> list[tuple[int, str]]:
         if rule["direction"] == "ingress" and rule["protocol"] == "tcp"
     }
     return [rule for rule in rules(spec) if rule not in have]
+
+
+def _missing_inner(group: Any, spec: PlatformSpec) -> list[str]:
+    """Address families that the group does not admit yet between the machines that are in it."""
+    have = {rule["ethertype"] for rule in group.security_group_rules if rule.get("remote_group_id") == group.id}
+    # the default rules of some clouds have them already, for one family or both
+    return [family for family in ("IPv4", "IPv6") if spec.workers and family not in have]
 
 
 def rules(spec: PlatformSpec) -> list[tuple[int, str]]:
@@ -285,7 +319,7 @@ def user_data(platform: Platform) -> str:
     template = Path(share() / "templates" / "cloud-init" / "user-data.yaml.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)  # noqa: S701  (YAML; every value goes through tojson)
     return environment.from_string(template).render(
-        name=platform.name,
+        name=platform.machine_name,
         user=LOGIN_USER,
         public_key=platform.public_key,
         host_private_key=platform.host_private_key,

@@ -35,6 +35,7 @@ _NAME = re.compile(r"provision-([a-z][a-z0-9-]{0,29})-([0-9a-f]{10})")
 _UID = "provision-uid="
 _USER = "provision-user="
 _OWNER = "provision-owner="
+_WORKER = "provision_worker"
 _WISHES = "provision_wishes_"
 _PIECE = 255  # characters of a value of Nova's metadata
 _MOST_TAG = 60  # characters of a tag in older versions of Neutron
@@ -77,6 +78,8 @@ def metadata(platform: Platform, user: str) -> dict[str, str]:
     record = platform.record
     portable = record.spec.portable()
     text = json.dumps({"spec": portable, "facts": record.facts, "values": record.values}, separators=(",", ":"))
+    # those of a platform with workers stand with its own machine
+    text = "" if platform.worker else text
     pieces = [text[first : first + _PIECE] for first in range(0, len(text), _PIECE)]
     facts = {
         "provision_uid": platform.uid,
@@ -84,8 +87,9 @@ def metadata(platform: Platform, user: str) -> dict[str, str]:
         "provision_user": user,
         "provision_owner": record.owner,
         "provision_toolkit": record.toolkit,
-        "provision_spec": platform.spec.digest(),
+        "provision_spec": record.spec.digest(),
         "provision_created": record.created_at.isoformat(),
+        **({_WORKER: str(platform.worker)} if platform.worker else {}),
     }
     return {name: value[:_PIECE] for name, value in facts.items()} | {
         f"{_WISHES}{number:02}": piece for number, piece in enumerate(pieces)
@@ -126,6 +130,7 @@ class _Marked:
     resources: int = 0
     wishes: dict[str, Any] = field(default_factory=dict)
     host_key: str = ""
+    worker_keys: dict[int, str] = field(default_factory=dict)
 
     def seen(self, at: Any) -> None:
         self.resources += 1
@@ -150,14 +155,19 @@ def found_platforms(conn: Any) -> list[Found]:
             marked.owner = marked.owner or _value(known, _OWNER)
     for server in conn.compute.servers(details=True):
         facts = server.metadata or {}
-        if not (matched := _NAME.fullmatch(f"provision-{server.name}-{facts.get('provision_uid', '')}")):
+        number = str(facts.get(_WORKER, ""))
+        name = server.name.removesuffix(f"-w{number}") if number else server.name
+        if not (matched := _NAME.fullmatch(f"provision-{name}-{facts.get('provision_uid', '')}")):
             continue
         marked = of(matched[1], matched[2])
         marked.seen(server.created_at)
         marked.machine = True
         marked.user = str(facts.get("provision_user", "")) or marked.user
         marked.owner = str(facts.get("provision_owner", "")) or marked.owner
-        marked.wishes, marked.host_key = _wishes(facts), str(facts.get(HOST_KEY, ""))
+        if not number:
+            marked.wishes, marked.host_key = _wishes(facts), str(facts.get(HOST_KEY, ""))
+        elif number.isdigit() and facts.get(HOST_KEY):
+            marked.worker_keys[int(number)] = str(facts[HOST_KEY])
     for pair in conn.compute.keypairs():
         if matched := _NAME.fullmatch(pair.name):
             marked = of(matched[1], matched[2])
@@ -174,6 +184,7 @@ def found_platforms(conn: Any) -> list[Found]:
             resources=marked.resources,
             wishes=marked.wishes,
             host_key=marked.host_key,
+            worker_keys=marked.worker_keys,
         )
         for (name, uid), marked in sorted(platforms.items())
     ]

@@ -330,6 +330,14 @@ class Cloud(ABC):
         """Give the machine, whose new size is not kept yet, the one back that its record says."""
         raise _not_ours(platform)
 
+    def check_workers(self, platform: Platform, spec: PlatformSpec) -> Offer:
+        """See that there can be as many workers as the spec says, and choose how; writes nothing.
+
+        Quotas are those of the difference. Raises ProvisionError or UsageError with the remedy.
+        """
+        del spec
+        raise _not_ours(platform)
+
     def check_image(self, platform: Platform, spec: PlatformSpec) -> Offer:
         """Choose the image that the machine could be rebuilt on; writes nothing."""
         del spec

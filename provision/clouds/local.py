@@ -152,6 +152,8 @@ class LocalCloud(Cloud):
 
     def _all(self, platform: Platform) -> list[_Local]:
         """Every machine whose folder is there; that of a worker is made before, and removed after all else of it."""
+        if platform.worker:
+            return [_Local(self, platform)]
         told = (path.name.rpartition("-w")[2] for path in sorted(platform.folder.workers.glob(f"{platform.name}-w*")))
         numbers = [0, *sorted(int(number) for number in told if number.isdigit())]
         return [_Local(self, platform.of_worker(number) if number else platform) for number in numbers]
@@ -232,6 +234,14 @@ class LocalCloud(Cloud):
     def restore_size(self, platform: Platform) -> None:
         """Boot the machine with its former limits."""
         self.resize(platform)
+
+    def check_workers(self, platform: Platform, spec: PlatformSpec) -> Offer:
+        """See that this computer has enough for those that are to come."""
+        more = max(spec.workers - platform.record.spec.workers, 0)
+        quotas = tuple(
+            quota for quota in _quotas(spec.model_copy(update={"workers": more - 1}), self.home, None) if more
+        )
+        return Offer(facts=_size(spec, _gpus(spec.gpu) if spec.gpu else []), quotas=_affordable(quotas))
 
     def check_image(self, platform: Platform, spec: PlatformSpec) -> Offer:
         """The computer's release is the only image there is."""

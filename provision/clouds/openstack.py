@@ -128,6 +128,8 @@ class OpenStackCloud(Cloud):
 
     def explain(self, platform: Platform, offer: Offer, steps: Sequence[Step]) -> str:
         """See the contract."""
+        if platform.workers:
+            raise UsageError("The script of a plan has one machine, and this one has workers.", "--dry-run shows it.")
         name, region = parted(self.name)
         with explained(self.name):
             user = str(self.conn.current_user_id)
@@ -248,6 +250,11 @@ class OpenStackCloud(Cloud):
     def check_size(self, platform: Platform, spec: PlatformSpec) -> Offer:
         """See the contract."""
         return self._choosing.size(spec, self._changed_server(platform))
+
+    @_insistent
+    def check_workers(self, platform: Platform, spec: PlatformSpec) -> Offer:
+        """See the contract."""
+        return self._choosing.workers(platform, spec)
 
     @_insistent
     def resize(self, wanted: Platform) -> None:

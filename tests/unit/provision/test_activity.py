@@ -40,7 +40,8 @@ def load(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def activity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script as a module, on a machine with no job and no GPU."""
     module = load(monkeypatch)
-    module.__dict__.update(STATE=tmp_path / "run/activity.json", job=str, kernel=str, gpu=str, connection=str)
+    module.__dict__.update(STATE=tmp_path / "run/activity.json", CLUSTER=tmp_path / "cluster.json")
+    module.__dict__.update(job=str, kernel=str, gpu=str, connection=lambda **_: "")
     return module
 
 
@@ -68,6 +69,26 @@ def test_a_connection_from_outside_is_use(
 ):
     root = connections(tmp_path, ("00000000:0016", "00000000:0000", "0A"), ("0101010A:0016", peer, state))
     assert load(monkeypatch).connection(root) == found
+
+
+@pytest.mark.parametrize("peer", [OUTSIDE, f"{'0' * 16}FFFF00000302010A:A000"])
+def test_a_connection_between_the_machines_of_a_cluster_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, peer: str
+):
+    root = connections(tmp_path, ("00000000:0016", "00000000:0000", "0A"), ("0101010A:0016", peer, "01"))
+    assert load(monkeypatch).connection(root, ["10.1.2.4", "10.1.2.3"]) == ""
+    assert load(monkeypatch).connection(root, ["10.1.2.4"]) == "a connection to port 22"
+
+
+@pytest.mark.parametrize(("worker", "busy"), [(True, "the platform's own machine"), (False, "")])
+def test_a_worker_is_in_use_for_as_long_as_the_machine_that_gives_it_jobs_is_there(
+    activity: ModuleType, worker: bool, busy: str
+):
+    activity.CLUSTER.write_text(json.dumps({"machines": ["10.1.2.3"], "worker": worker}))
+    activity.output = lambda *words: "Slurmctld(primary) at p is UP" if words[0] == "scontrol" else ""
+    assert activity.look({}, 1000)["busy"] == busy
+    activity.output = lambda *_: "Slurmctld(primary) at p is DOWN"
+    assert activity.look({}, 1000)["busy"] == ""
 
 
 def test_a_connection_to_the_outside_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -125,10 +146,10 @@ def test_idleness_lasts_until_somebody_comes(activity: ModuleType):
     assert first["idle_since"] == 1000
     later = activity.look({**first, "cpu_seconds": activity.cpu_seconds()}, 1300)
     assert later["idle_since"] == 1000
-    activity.connection = lambda: "a connection to port 22"
+    activity.connection = lambda **_: "a connection to port 22"
     busy = activity.look(later, 1600)
     assert (busy["busy"], busy["idle_since"]) == ("a connection to port 22", None)
-    activity.connection = str
+    activity.connection = lambda **_: ""
     assert activity.look(busy | {"cpu_seconds": activity.cpu_seconds()}, 1900)["idle_since"] == 1900
 
 
