@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from provision.change import Change, always, begun, chosen, ensure_complete
@@ -53,8 +54,7 @@ class Scale(Change):
             return self._grown.steps(note)
         steps = [always("no more jobs for the workers that go", 10, lambda: self._drain(note))] if self.roles else []
         steps += [
-            always(f"removing {worker.machine_name}", 10, lambda worker=worker: self._remove(worker))
-            for worker in self._leaving
+            always(f"removing {worker.machine_name}", 10, partial(self._remove, worker)) for worker in self._leaving
         ]
         steps.append(always("record", 1, self.keep))
         if self.roles:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,16 +113,23 @@ class Making:
             plan.append(step("volume-attachment", VOLUME_ATTACHMENT, 10, *attach))
         if values["external"]:
             plan.append(step("floating-ip", "floating IP", 3, self._find_address, self._make_address))
-        return plan + [
-            step(
-                f"worker-{worker.worker}",
-                f"server {worker.machine_name}",
-                20,
-                lambda _, values, worker=worker: self._find_server(worker, values),
-                lambda _, values, worker=worker: self._make_server(worker, values),
+        for worker in platform.workers:
+            plan.append(
+                step(
+                    f"worker-{worker.worker}",
+                    f"server {worker.machine_name}",
+                    20,
+                    partial(self._find_worker, worker.worker),
+                    partial(self._make_worker, worker.worker),
+                )
             )
-            for worker in platform.workers
-        ]
+        return plan
+
+    def _find_worker(self, number: int, platform: Platform, values: dict[str, str]) -> Resource | None:
+        return self._find_server(platform.of_worker(number), values)
+
+    def _make_worker(self, number: int, platform: Platform, values: dict[str, str]) -> Resource:
+        return self._make_server(platform.of_worker(number), values)
 
     def _find_keypair(self, platform: Platform, _: dict[str, str]) -> Resource | None:
         return self.belongings.keypair(platform)

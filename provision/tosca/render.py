@@ -201,8 +201,8 @@ def playbook(portfolio: Portfolio, framework: Framework) -> list[dict[str, Any]]
 
     (play,) = yaml.safe_load((share() / "playbooks/platform.yml").read_text(encoding="utf-8"))
     for task in play["pre_tasks"]:
-        called = task["ansible.builtin.include_role"]
-        called["name"] = inside(called["name"])
+        if called := task.get("ansible.builtin.include_role"):
+            called["name"] = inside(called["name"])
     for role in play["roles"]:
         role["role"] = inside(role["role"])
     wheel = {"mlaas4hep_wheel": f"{{{{ role_path }}}}/../../wheels/{framework.wheel.name}"} if framework.wheel else {}
