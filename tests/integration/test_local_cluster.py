@@ -12,11 +12,11 @@ import pytest
 from provision.clouds import _network
 from provision.record import Home
 from provision.remote import Remote
-from tests.conftest import Command
+from tests.conftest import Command, long
 
 from .killed import killed
 
-pytestmark = pytest.mark.machine
+pytestmark = [pytest.mark.machine, long]
 _SIZE = ("--cpus", "1", "--memory", "1GB", "--disk", "4GB")
 
 

@@ -54,7 +54,7 @@ def thing(made: Platform, user: str = USER, at: str = "2026-01-01T00:00:00Z") ->
 
 def server(made: Platform, user: str = USER, **more: str) -> Any:
     facts = metadata(made, user) | more
-    return SimpleNamespace(name=made.name, metadata=facts, created_at="2026-01-03T00:00:00Z")
+    return SimpleNamespace(name=made.machine_name, metadata=facts, created_at="2026-01-03T00:00:00Z")
 
 
 def test_marks_fit_into_what_the_services_take() -> None:
@@ -75,6 +75,18 @@ def test_marks_are_read_as_they_were_written() -> None:
     assert found.host_key == "ssh-ed25519 AAAA"
     assert make_spec({**found.wishes["spec"]}) == made.spec
     assert found.wishes["values"] == made.record.values
+
+
+def test_workers_are_of_their_platform_and_bring_their_host_keys(tmp_path: Path) -> None:
+    made = platform(workers=2)
+    servers = [server(one, provision_host_key=f"ssh-ed25519 {one.worker}AAA") for one in made.machines]
+    [found] = found_platforms(conn(servers=servers[::-1]))
+    assert (found.name, found.resources, found.host_key) == ("higgs", 3, "ssh-ed25519 0AAA")
+    assert found.worker_keys == {1: "ssh-ed25519 1AAA", 2: "ssh-ed25519 2AAA"}
+    home = Home(tmp_path)
+    assert adopt(found, "site", home).spec.workers == 2
+    known = home.folder("higgs").worker(2).known_hosts.read_text()
+    assert known == "provision-higgs-w2-0123456789 ssh-ed25519 2AAA\n"
 
 
 def test_what_is_of_others_or_bears_no_mark_is_not_ours() -> None:
