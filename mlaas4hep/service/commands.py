@@ -67,11 +67,13 @@ def _everything(executor: LocalExecutor | SlurmExecutor, nodes: int) -> Resource
     from mlaas4hep.service.jobs import home
     from mlaas4hep.service.local import LocalExecutor, whole_computer
 
+    # before the first job there is no folder of jobs
+    place = next(path for path in (home().absolute(), *home().absolute().parents) if path.exists())
     if not isinstance(executor, LocalExecutor):
-        return executor.whole_nodes(nodes, shutil.disk_usage(home()).free)
+        return executor.whole_nodes(nodes, shutil.disk_usage(place).free)
     if nodes > 1:
         raise UsageError("This platform has no workers: a job has one node.", "Leave out --nodes.")
-    return whole_computer(home())
+    return whole_computer(place)
 
 
 def _status(job: Job) -> JobStatus:

@@ -62,9 +62,12 @@ def follow(attempt: Attempt, number: int) -> int:
         return 1
     work = Path(tempfile.mkdtemp(prefix="mlaas4hep-node-", dir="/var/tmp"))
     try:
-        with (task.folder / f"log.{number}").open("ab") as log:
-            words = _words(attempt, work, _environment(url, task, number, _interface()))
-            with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/") as process:
+        # what it tells of its progress is the first node's to tell
+        with (task.folder / f"log.{number}").open("ab") as log, Path(os.devnull).open("ab") as nobody:
+            words = _words(attempt, work, _environment(url, task, number, _interface()), nobody.fileno())
+            with subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", pass_fds=[nobody.fileno()]
+            ) as process:
                 return _watch(process, task)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -86,7 +89,7 @@ def _over(task: Task) -> bool:
     return wanted_to_stop(task) or ((task.folder / "result.json").exists() and outcome_of(task).state.final)
 
 
-def _words(attempt: Attempt, work: Path, meeting: Mapping[str, str]) -> list[str]:
+def _words(attempt: Attempt, work: Path, meeting: Mapping[str, str], told: int) -> list[str]:
     task = attempt.task
     cpus = str(task.resources.cpus)
     environment = {
@@ -100,8 +103,7 @@ def _words(attempt: Attempt, work: Path, meeting: Mapping[str, str]) -> list[str
         "NUMBA_NUM_THREADS": cpus,
         "PYTHONUNBUFFERED": "1",
     }
-    # what it tells of progress and outcome is the first node's to tell
-    program = ["mlaas4hep.service.runner", str(task.folder / "input"), str(work / "model"), "1", "2"]
+    program = ["mlaas4hep.service.runner", str(task.folder / "input"), str(work / "model"), str(told), "2"]
     return sandboxed(
         [sys.executable, "-P", "-m", *program],
         writes=[work],
