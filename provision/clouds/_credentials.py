@@ -70,7 +70,9 @@ def parted(cloud: str) -> tuple[str, str]:
     name, _, region = cloud.rpartition("/") if "/" in cloud and cloud not in known else (cloud, "", "")
     if name not in known:
         raise UsageError(
-            f"There is no cloud {name!r}; clouds.yaml has: {', '.join(sorted(known))}." if known else NO_ENTRY,
+            f"There is no cloud {name!r}; clouds.yaml has: {', '.join(sorted(known))}."
+            if known
+            else f"There is no cloud {name!r}: {NO_ENTRY[0].lower()}{NO_ENTRY[1:]}",
             "`--cloud local` makes the platform on this computer; docs/clouds.md shows what an entry looks like.",
         )
     return name, region
