@@ -21,10 +21,9 @@ def test_there_are_scenarios():
     assert SCENARIOS == ["cvmfs", "mlaas4hep", "service", "slurm", "system"]
 
 
-# tests/e2e has a personal platform and a shared one made and used in any case
-@pytest.mark.parametrize(
-    "scenario", [*(pytest.param(name, marks=long) for name in ("cvmfs", "mlaas4hep", "service")), "system"]
-)
+# tests/e2e has a personal platform and a shared one made, made again and used in any case
+@long
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name != "slurm"])
 def test_scenario(scenario: str, tmp_path: Path, computer_with_machines: None):
     run_molecule(scenario, PROVISION_HOME=str(tmp_path))
     assert not (tmp_path / "platforms").exists() or list((tmp_path / "platforms").iterdir()) == []
