@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mlaas4hep
-from mlaas4hep.data.blocks import Block, Column, FileFacts, FlatValues, Reader
+from mlaas4hep.data.blocks import Block, Column, FileFacts, Reader
 from mlaas4hep.data.formats import open_source
 from mlaas4hep.data.packing import flat_values, inputs_of, pack
 from mlaas4hep.data.preprocessing import Preprocessing
@@ -370,10 +370,7 @@ def _exact(values: NDArray[Any]) -> bool:
 
 def _numbers(columns: Mapping[str, Column], name: str, use: str, source: Source) -> NDArray[np.float64]:
     """The finite numbers of a label or weight branch, one an event."""
-    column = columns[name]
-    if not isinstance(column, FlatValues) or column.values.ndim != 1 or column.values.dtype.kind not in "biuf":
-        raise UsageError(f"The {use} branch {name} of {source} is not one number an event.")
-    numbers: NDArray[np.float64] = column.values.astype(np.float64)
+    numbers: NDArray[np.float64] = columns[name].values.astype(np.float64)
     if not np.isfinite(numbers).all():
         raise MlaasError(f"The {use} branch {name} of {source} has NaN or infinite values.")
     return numbers

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -103,7 +104,13 @@ def read_list(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def resolve_files(files: str, tree: str, redirector: str = "", dtype: str = "") -> list[Source]:
+def resolve_files(
+    files: str,
+    tree: str,
+    redirector: str = "",
+    dtype: str = "",
+    matching: Callable[[str], list[str]] = list_matching,
+) -> list[Source]:
     """Turn the `files` of a workflow into sources.
 
     Args:
@@ -114,6 +121,7 @@ def resolve_files(files: str, tree: str, redirector: str = "", dtype: str = "") 
         tree: the tree to read where an item names none; formats without trees do without.
         redirector: the `root://` server to put before `/store/...` paths.
         dtype: the format of all files, one of `FORMATS`; "" goes by their suffixes.
+        matching: gives the URLs that match a URL with `*`; by default it asks the server.
 
     Raises UsageError for a file that does not exist, a pattern without match, a scheme or format that is not read, a
     tree of a format without trees, or a tree that is listed twice; MlaasError when a server cannot list a folder.
@@ -124,7 +132,7 @@ def resolve_files(files: str, tree: str, redirector: str = "", dtype: str = "") 
     found = [
         _source(path, inner, number, tree, dtype)
         for number, item in enumerate(items)
-        for path, inner in _expand(item, base, redirector)
+        for path, inner in _expand(item, base, redirector, matching)
     ]
     sources = [replace(source, number=number) for number, source in enumerate(found)]
     seen: set[tuple[str, str]] = set()
@@ -165,14 +173,14 @@ def _source(path: str, inner: str, item: int, tree: str, dtype: str) -> Source:
     return Source(path, "", item, format=kind)
 
 
-def _expand(item: str, base: Path, redirector: str) -> list[tuple[str, str]]:
+def _expand(item: str, base: Path, redirector: str, matching: Callable[[str], list[str]]) -> list[tuple[str, str]]:
     """The files that an item stands for, each with the tree that the item names, or ""."""
     if item.startswith("/store/") and not Path(item).exists():
         if not redirector:
             raise UsageError(f"{item} is a path of a grid store.", "Set redirector (root://...) in the parameters.")
         item = f"{redirector.rstrip('/')}/{item}"
     if is_remote(item):
-        return _remote(item)
+        return _remote(item, matching)
     inner = ""
     found = _local(item, base)
     if not found:
@@ -187,7 +195,7 @@ def _expand(item: str, base: Path, redirector: str) -> list[tuple[str, str]]:
     return [(path, inner) for path in found]
 
 
-def _remote(item: str) -> list[tuple[str, str]]:
+def _remote(item: str, matching: Callable[[str], list[str]]) -> list[tuple[str, str]]:
     url, inner = (item, "") if not (matched := _FILE_AND_TREE.match(item)) else (matched["file"], matched["tree"])
     place = urlsplit(url)
     scheme = place.scheme.lower()
@@ -199,7 +207,7 @@ def _remote(item: str) -> list[tuple[str, str]]:
         return [(url, inner)]
     if scheme in HTTP_SCHEMES:
         raise UsageError(f"{url}: a web server does not list its files.", "List them without a pattern.")
-    found = list_matching(url)
+    found = matching(url)
     if not found:
         raise UsageError(f"{url} matches no file.", "Correct the list of files.")
     return [(path, inner) for path in found]

@@ -15,11 +15,11 @@ from starlette.datastructures import UploadFile
 
 from mlaas4hep.errors import UsageError
 from mlaas4hep.service.access import Submitter, TheService
+from mlaas4hep.service.arrangement import JobResources, Submission
 from mlaas4hep.service.database import JobRow
 from mlaas4hep.service.executor import State
 from mlaas4hep.service.jobs_api import bundle_of, read_log
 from mlaas4hep.service.problems import Problem
-from mlaas4hep.service.submissions import JobResources, Submission
 from mlaas4hep.service.workspaces_api import attachment
 
 router = APIRouter(tags=["routes of the original service"])

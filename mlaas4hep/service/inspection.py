@@ -1,23 +1,19 @@
 """What a file of a workspace holds: trees, branches, and a histogram of each branch.
 
-Users' files can bring the libraries down that read them, so they are read in a process of its own with bounded memory
-and time: `python -m mlaas4hep.service.inspection FORMAT PATH` writes JSON.
+`python -m mlaas4hep.service.inspection FORMAT PATH` is the process that finds it, see `bounded`.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import resource
-import subprocess
 import sys
-import threading
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
 from mlaas4hep.errors import MlaasError, UsageError
+from mlaas4hep.service.bounded import NoAnswerError, answer, ask
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,10 +27,6 @@ BINS = 24
 _ENTRIES = 5000  # of which histograms are made
 _BRANCHES = 500  # of all trees; of more there are no histograms
 _TREES = 20
-_MEMORY = 4 * 2**30  # address space
-_SECONDS = 30
-_LARGEST_ANSWER = 8 * 2**20
-_SLOTS = threading.BoundedSemaphore(2)  # of each process of the service
 
 
 class Histogram(BaseModel):
@@ -97,32 +89,17 @@ def inspect_in_process(file: Path, path: str) -> FileContents:
         file: where it is.
         path: what its user calls it.
 
-    Raises UsageError for a file that cannot be read in bounded time and memory.
+    Raises UsageError for a file that cannot be read in bounded time and memory, MlaasError when too many ask.
     """
     from mlaas4hep.data.sources import format_of
 
-    with _SLOTS:
-        said = _said([sys.executable, "-I", "-m", __name__, format_of(path), str(file)])
     try:
-        found = json.loads(said)
-    except ValueError as error:
+        found = ask([sys.executable, "-I", "-m", __name__, format_of(path), str(file)])
+    except NoAnswerError as error:
         raise UsageError(f"{path} is damaged, or too large to be shown.", "Get it again, or upload a part.") from error
     if "error" in found:
         raise UsageError(str(found["error"]).replace(str(file), path), str(found["remedy"]).replace(str(file), path))
     return FileContents.model_validate({**found, "path": path})
-
-
-def _said(words: list[str]) -> bytes:
-    """What a process writes, cut off where it is too much or too late."""
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}, cwd="/")
-    timer = threading.Timer(2 * _SECONDS, process.kill)
-    timer.start()
-    try:
-        return cast("IO[bytes]", process.stdout).read(_LARGEST_ANSWER)
-    finally:
-        timer.cancel()
-        process.kill()
-        process.communicate()
 
 
 def contents(path: str, kind: str) -> FileContents:
@@ -206,14 +183,8 @@ def histogram(values: NDArray[np.float64]) -> Histogram:
 
 def main() -> None:
     """Answer the command line."""
-    for limit, value in ((resource.RLIMIT_AS, _MEMORY), (resource.RLIMIT_CPU, _SECONDS), (resource.RLIMIT_FSIZE, 0)):
-        resource.setrlimit(limit, (value, value))
     kind, path = sys.argv[1:]
-    try:
-        text = contents(path, kind).model_dump_json()
-    except MlaasError as error:
-        text = json.dumps({"error": error.message, "remedy": error.remedy})
-    sys.stdout.write(text)
+    answer(lambda: contents(path, kind))
 
 
 if __name__ == "__main__":

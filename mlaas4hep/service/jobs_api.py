@@ -15,11 +15,13 @@ from pydantic import BaseModel
 
 from mlaas4hep.service.access import Service, Submitter, TheService
 from mlaas4hep.service.archive import open_plain, pack
+from mlaas4hep.service.arrangement import JobResources, Submission
+from mlaas4hep.service.checking import SubmissionCheck
 from mlaas4hep.service.database import JobRow
 from mlaas4hep.service.executor import State
 from mlaas4hep.service.identity import User
 from mlaas4hep.service.problems import Problem
-from mlaas4hep.service.submissions import ENDED, WAITING, JobResources, Submission
+from mlaas4hep.service.submissions import ENDED, WAITING
 from mlaas4hep.service.usage import recorded
 from mlaas4hep.service.workspaces import AbsentError
 from mlaas4hep.service.workspaces_api import attachment, pieces
@@ -143,6 +145,15 @@ def submit_job(wanted: Submission, user: Submitter, service: TheService, request
     row = service.submissions.submit(user, wanted, request_key)
     service.dispatcher.wake()
     return view(row)
+
+
+@router.post("/check")
+def check_job(wanted: Submission, user: Submitter, service: TheService) -> SubmissionCheck:
+    """Look at a submission's files without submitting it: what would be trained, or what is wrong.
+
+    Files on servers are not looked at, and no Python file is run.
+    """
+    return service.submissions.check(user, wanted)
 
 
 @router.get("")

@@ -72,6 +72,7 @@ def sandboxed(
     gpus: Iterable[Path] = (),
     temporary: int = TEMPORARY_BYTES,
     account: int | None = None,
+    group: int | None = None,
 ) -> list[str]:
     """The words that run a command in a sandbox.
 
@@ -89,6 +90,7 @@ def sandboxed(
         gpus: device nodes of the GPUs that it may use (/dev/nvidia0).
         temporary: bytes that it may write to each of /tmp and /dev/shm; they count as its memory.
         account: number of the user and group, as which it runs when the caller is root.
+        group: number of a group that it then belongs to as well, for files that it may read by that.
 
     Raises MlaasError where bubblewrap is missing or too old, or when root gives no account.
     """
@@ -143,7 +145,8 @@ def sandboxed(
         raise MlaasError("A sandbox of root needs an account to run as.")
     # root sets up the places and then gives up all rights for good
     words += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
-    drop = ["setpriv", f"--reuid={account}", f"--regid={account}", "--clear-groups", "--bounding-set=-all"]
+    groups = "--clear-groups" if group is None else f"--groups={group}"
+    drop = ["setpriv", f"--reuid={account}", f"--regid={account}", groups, "--bounding-set=-all"]
     return [*words, "--", *drop, "--inh-caps=-all", "--", *closed]
 
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
@@ -25,7 +23,8 @@ from sqlalchemy.orm import Session
 
 from mlaas4hep.data.sources import read_list
 from mlaas4hep.errors import MlaasError, UsageError
-from mlaas4hep.service.archive import checked_path
+from mlaas4hep.service.arrangement import JobResources, Submission, arrange
+from mlaas4hep.service.checking import SubmissionCheck, check_in_process
 from mlaas4hep.service.database import Database, JobRow, UserRow
 from mlaas4hep.service.draining import Drain, DrainedError, drain_of
 from mlaas4hep.service.endpoints import needed
@@ -34,73 +33,14 @@ from mlaas4hep.service.identity import User
 from mlaas4hep.service.jobs import now
 from mlaas4hep.service.workspaces import AbsentError, QuotaError, Workspaces, checked_name, size_of
 from mlaas4hep.training.parameters import parse_parameters
-from mlaas4hep.training.workflow import FILES, LABELS, MODEL, PARAMS
+from mlaas4hep.training.workflow import FILES, PARAMS
 
 if TYPE_CHECKING:
     from mlaas4hep.service.policy import Policy, Quota
     from mlaas4hep.service.settings import JobSettings
 
 WAITING, HANDING, HANDED, ENDED = "waiting", "handing", "handed", "ended"
-_BRANCH = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ORPHAN_SECONDS = 24 * 3600.0
-
-
-class JobResources(BaseModel):
-    """What a job may use.
-
-    Attributes:
-        cpus: processor cores.
-        memory: bytes.
-        gpus: whole GPUs.
-        seconds: of wall time.
-        disk: bytes that it may write.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    cpus: int = Field(1, ge=1, le=4096)
-    memory: int = Field(2 * 2**30, ge=64 * 2**20, le=2**50)
-    gpus: int = Field(0, ge=0, le=1024)
-    seconds: int = Field(24 * 3600, ge=1, le=366 * 24 * 3600)
-    disk: int = Field(10 * 2**30, ge=2**20, le=2**50)
-
-
-class Submission(BaseModel):
-    """What to train: files of a workspace, by their paths in it.
-
-    Attributes:
-        workspace: where the files are.
-        name: of the job and of the model that it makes; by default the workspace's.
-        files: list of data files.
-        labels: list of labels; or the name of the branch that holds the label.
-        model: Python file with the model.
-        params: JSON file with parameters; may be missing when it has the default name.
-        parameters: parameters that take the place of those in the file.
-        resources: what the job may use.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        json_schema_extra={
-            "examples": [
-                {
-                    "workspace": "higgs",
-                    "parameters": {"epochs": 5},
-                    "resources": {"cpus": 2, "memory": 3 * 2**30, "seconds": 3600},
-                }
-            ]
-        },
-    )
-
-    workspace: str = Field(max_length=61)
-    name: str = Field("", max_length=61)
-    files: str = Field(FILES, max_length=1000)
-    labels: str = Field(LABELS, max_length=1000)
-    model: str = Field(MODEL, max_length=1000)
-    params: str = Field(PARAMS, max_length=1000)
-    parameters: dict[str, Any] = {}
-    resources: JobResources = JobResources()
 
 
 class ConflictError(MlaasError):
@@ -159,10 +99,23 @@ class Submissions:
 
         def fill(folder: Path) -> None:
             self._workspaces.copy(user.key, submission.workspace, folder)
-            _arrange(folder, submission)
+            arrange(folder, submission)
             row.network = self._reads_remote(folder)
 
         return self._take(user, row, fill, model_of_process)
+
+    def check(self, user: User, submission: Submission) -> SubmissionCheck:
+        """What a submission would train, found without training and without its place in the queue.
+
+        Raises AbsentError, UsageError, QuotaError as `submit` does, and UsageError for what its files do not have;
+        MlaasError where files cannot be looked at now.
+        """
+        checked_name(submission.name or submission.workspace)
+        self._refuse_too_large(submission.resources, self._policy().quota(user))
+        folder = self._workspaces.folder(user.key, submission.workspace)
+        found = check_in_process(folder, submission, self._settings.reads)
+        self._refuse_unreachable(found.servers)
+        return found
 
     def resubmit(self, user: User, key: str, request_key: str | None = None) -> JobRow:
         """Submit the inputs of an earlier job again, as they were.
@@ -354,6 +307,10 @@ class Submissions:
         """Whether a job reads from servers. Raises UsageError for one that jobs may not reach."""
         parameters = parse_parameters(json.loads((folder / PARAMS).read_text(encoding="utf-8")), PARAMS)
         wanted = needed(read_list(folder / FILES), parameters.redirector)
+        self._refuse_unreachable(wanted)
+        return bool(wanted)
+
+    def _refuse_unreachable(self, wanted: Sequence[str]) -> None:
         allowed = self._settings.endpoints
         lacking = [endpoint for endpoint in wanted if endpoint not in allowed]
         if lacking and self._settings.network != "all":
@@ -362,9 +319,8 @@ class Submissions:
                 f"(they may reach {', '.join(allowed) or 'no server'}).",
                 "Ask its administrators to add what lacks to `endpoints` of [jobs] in the service's settings.",
             )
-        return bool(wanted)
 
-    def _refuse_too_large(self, wanted: JobRow, quota: Quota) -> None:
+    def _refuse_too_large(self, wanted: JobRow | JobResources, quota: Quota) -> None:
         for name in ("cpus", "memory", "gpus"):
             asked = getattr(wanted, name)
             if asked > getattr(self._settings, name):
@@ -392,49 +348,3 @@ def note_user(session: Session, user: User, quota: Quota) -> None:
     changing = {name: value for name, value in values.items() if name in ("name", "quota", "seen")}
     insert = dialect.insert(UserRow).values(values)
     session.execute(insert.on_conflict_do_update(index_elements=["key"], set_=changing))
-
-
-def _arrange(folder: Path, submission: Submission) -> None:
-    """Give the chosen files the names of a workflow folder."""
-    for name, text, target in (
-        ("files", submission.files, FILES),
-        ("labels", submission.labels, LABELS),
-        ("model", submission.model, MODEL),
-    ):
-        _put(folder, name, text, target)
-    _write_parameters(folder, submission)
-
-
-def _put(folder: Path, name: str, text: str, target: str) -> None:
-    source = _inside(folder, text)
-    if source is not None:
-        if source != folder / target:
-            shutil.copyfile(source, folder / target, follow_symlinks=False)
-    elif name != "model" and ("," in text or (name == "labels" and _BRANCH.fullmatch(text))):
-        lines = [item.strip() for item in text.split(",")]
-        (folder / target).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    else:
-        raise UsageError(f"The workspace has no file {text} ({name}).", "Upload it, or name another one.")
-
-
-def _inside(folder: Path, text: str) -> Path | None:
-    """The file of a workspace, None when there is none."""
-    if not text or "," in text:
-        return None
-    path = folder / checked_path(text)
-    return path if path.is_file() else None
-
-
-def _write_parameters(folder: Path, submission: Submission) -> None:
-    source = _inside(folder, submission.params)
-    if source is None and submission.params != PARAMS:
-        raise UsageError(f"The workspace has no file {submission.params} (params).", "Upload it, or name another one.")
-    try:
-        data = json.loads(source.read_text(encoding="utf-8")) if source else {}
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{submission.params} is no JSON: {error}.") from error
-    if not isinstance(data, dict):
-        raise UsageError(f"{submission.params} holds no JSON object.")
-    merged = data | submission.parameters
-    parse_parameters(merged, submission.params)
-    (folder / PARAMS).write_text(json.dumps(merged, indent=1), encoding="utf-8")

@@ -9,13 +9,15 @@ from pathlib import Path
 from mlaas4hep.data.formats import open_source
 from mlaas4hep.data.ingest import ScannedFile, ingest, scan
 from mlaas4hep.data.preprocessing import Preprocessing
-from mlaas4hep.data.schema import Branch, InputBranch, Schema, Selection, select
+from mlaas4hep.data.schema import Branch, InputBranch, Kind, Schema, Selection, select
+from mlaas4hep.data.sources import Source
 from mlaas4hep.data.statistics import FeatureStatistics
 from mlaas4hep.data.store import PackedStore
 from mlaas4hep.errors import UsageError
 from mlaas4hep.names import did_you_mean, listing
+from mlaas4hep.training.parameters import Parameters
 from mlaas4hep.training.progress import Note, Reading, Stage, Tell
-from mlaas4hep.training.workflow import Workflow
+from mlaas4hep.training.workflow import Labels, Workflow
 
 _SAMPLE_ENTRIES = 1000
 
@@ -35,6 +37,39 @@ class Prepared:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What is trained on, before any value is read.
+
+    Attributes:
+        files: those that have entries.
+        branches: what these have in common.
+        preprocessing: what is done to the branches first.
+        offered: the branches afterwards.
+        selection: the inputs, label and weight among them.
+    """
+
+    files: list[ScannedFile]
+    branches: Mapping[str, Branch]
+    preprocessing: Preprocessing | None
+    offered: Mapping[str, Branch]
+    selection: Selection
+
+
+def choose(
+    sources: Sequence[Source], labels: Labels, parameters: Parameters, preprocessing: Preprocessing | None
+) -> Choice:
+    """Open the files and choose inputs, label and weight among their branches.
+
+    Raises MlaasError or UsageError for files, branches and parameters that do not fit together.
+    """
+    files, branches, notes = scan(sources, parameters.differing_branches)
+    preprocessing = _with_sample(preprocessing, files, branches)
+    offered = preprocessing.output_branches(branches) if preprocessing else branches
+    selection = _select(labels.branch, parameters, offered, files, notes)
+    return Choice(files, branches, preprocessing, offered, selection)
+
+
 def prepare(workflow: Workflow, tell: Tell, cache: Path | None = None) -> Prepared:
     """Read the files of a workflow into a store, and lay out the input vector.
 
@@ -42,10 +77,8 @@ def prepare(workflow: Workflow, tell: Tell, cache: Path | None = None) -> Prepar
     """
     parameters = workflow.parameters
     tell(Stage(f"reading {len(workflow.sources)} files"))
-    files, branches, notes = scan(workflow.sources, parameters.differing_branches)
-    preprocessing = _with_sample(workflow.preprocessing, files, branches)
-    offered = preprocessing.output_branches(branches) if preprocessing else branches
-    selection = _select(workflow, offered, files, notes)
+    choice = choose(workflow.sources, workflow.labels, parameters, workflow.preprocessing)
+    files, branches, preprocessing, selection = choice.files, choice.branches, choice.preprocessing, choice.selection
     for note in selection.notes:
         tell(Note(note))
     needed = _needed(selection.branches, preprocessing, branches)
@@ -92,10 +125,12 @@ def _with_sample(
 
 
 def _select(
-    workflow: Workflow, offered: Mapping[str, Branch], files: Sequence[ScannedFile], notes: Sequence[str]
+    label: str,
+    parameters: Parameters,
+    offered: Mapping[str, Branch],
+    files: Sequence[ScannedFile],
+    notes: Sequence[str],
 ) -> Selection:
-    parameters = workflow.parameters
-    label = workflow.labels.branch
     if label and label not in offered:
         raise UsageError(
             f"The labels {label!r} are neither a file nor a branch of {files[0].source}.",
@@ -106,6 +141,9 @@ def _select(
             f"weight names {parameters.weight}, which is no branch of {files[0].source}.",
             did_you_mean(parameters.weight, list(offered), "branches"),
         )
+    for use, name in (("label", label), ("weight", parameters.weight)):
+        if name and offered[name].kind not in (Kind.FLAT, Kind.BOOL):
+            raise UsageError(f"The {use} branch {name} of {files[0].source} is not one number an event.")
     return select(
         offered,
         selected=parameters.selected_branches,

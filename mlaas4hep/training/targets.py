@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,19 +46,34 @@ def make_targets(store: PackedStore, labels: Labels, parameters: Parameters) -> 
     """
     if parameters.task == "regression":
         if store.labels is None:
-            raise UsageError("A regression needs its values in a branch.", "Give the name of the branch as labels.")
+            raise _no_values()
         weights = _normalised(store.weights)
         return Targets(Task("regression"), store.labels, weights, weights)
     if store.labels is None:
-        classes, numbers = _classes_by_file(store, labels)
+        classes, numbers = _classes_by_file(store, labels, parameters)
     else:
         classes, numbers = _classes_of_branch(store.labels, labels.branch)
-    if len(classes) < 2:
-        raise UsageError(f"All events have the label {classes[0]}.", "Training needs at least two classes.")
     weights = measured = _normalised(store.weights)
     if parameters.class_weight == "balanced":
         weights = _normalised(_balanced(numbers, len(classes), weights))
     return Targets(Task("classification", classes), numbers, weights, measured)
+
+
+def classes_of_files(texts: Sequence[str], parameters: Parameters) -> tuple[str, ...]:
+    """The classes of labels by file, in their order.
+
+    Args:
+        texts: the label of each file that has events.
+        parameters: the task.
+
+    Raises UsageError for a regression, for a single class and for too many.
+    """
+    if parameters.task == "regression":
+        raise _no_values()
+    classes = tuple(sorted(set(texts), key=_label_order))
+    if len(classes) > _MOST_CLASSES:
+        raise UsageError(f"The files have {len(classes)} different labels.", f"At most {_MOST_CLASSES} are told apart.")
+    return _several(classes)
 
 
 def check_parts(store: PackedStore, targets: Targets) -> None:
@@ -73,13 +89,13 @@ def check_parts(store: PackedStore, targets: Targets) -> None:
             )
 
 
-def _classes_by_file(store: PackedStore, labels: Labels) -> tuple[tuple[str, ...], NDArray[Any]]:
+def _classes_by_file(
+    store: PackedStore, labels: Labels, parameters: Parameters
+) -> tuple[tuple[str, ...], NDArray[Any]]:
     texts = [labels.by_source[file.number] for file in store.facts.files]
-    classes = sorted(set(texts), key=_label_order)
-    if len(classes) > _MOST_CLASSES:
-        raise UsageError(f"The files have {len(classes)} different labels.", f"At most {_MOST_CLASSES} are told apart.")
+    classes = classes_of_files(texts, parameters)
     by_file = np.array([classes.index(text) for text in texts], dtype=np.int8)
-    return tuple(classes), np.repeat(by_file, [file.stop - file.start for file in store.facts.files])
+    return classes, np.repeat(by_file, [file.stop - file.start for file in store.facts.files])
 
 
 def _classes_of_branch(labels: NDArray[np.float64], name: str) -> tuple[tuple[str, ...], NDArray[Any]]:
@@ -89,7 +105,17 @@ def _classes_of_branch(labels: NDArray[np.float64], name: str) -> tuple[tuple[st
             f"The label branch {name} has {values.size} different values, too many for classes.",
             'Set "task": "regression" to learn its value.',
         )
-    return tuple(f"{value:g}" for value in values), numbers.astype(np.int8)
+    return _several(tuple(f"{value:g}" for value in values)), numbers.astype(np.int8)
+
+
+def _several(classes: tuple[str, ...]) -> tuple[str, ...]:
+    if len(classes) < 2:
+        raise UsageError(f"All events have the label {classes[0]}.", "Training needs at least two classes.")
+    return classes
+
+
+def _no_values() -> UsageError:
+    return UsageError("A regression needs its values in a branch.", "Give the name of the branch as labels.")
 
 
 def _label_order(text: str) -> tuple[int, float, str]:

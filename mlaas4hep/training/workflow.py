@@ -39,6 +39,17 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Given:
+    """The arguments of `load_workflow` that a folder stands for."""
+
+    files: str
+    labels: str
+    model: str
+    params: str
+    preproc: str
+
+
+@dataclass(frozen=True)
 class Workflow:
     """A complete request for a training."""
 
@@ -90,16 +101,28 @@ def load_workflow(
 
 def load_folder(folder: Path, *, dtype: str = "", specs: str = "", **overrides: Any) -> Workflow:
     """The workflow of a folder, laid out as this module says."""
+    given = files_of(folder)
+    return load_workflow(
+        given.files,
+        given.labels,
+        given.model,
+        given.params,
+        preproc=given.preproc,
+        dtype=dtype,
+        specs=specs,
+        **overrides,
+    )
+
+
+def files_of(folder: Path) -> Given:
+    """What a workflow folder hands over. Raises UsageError for one that lacks a file, or has two for one purpose."""
     check_folder(folder)
     params = str(folder / PARAMS) if (folder / PARAMS).is_file() else ""
-    labels = _labels_of(folder / LABELS)
     rules = [name for name in PREPROC if (folder / name).is_file()]
     if len(rules) > 1:
         raise UsageError(f"The folder {folder} has {' and '.join(rules)}.", "Keep the one that is meant.")
     preproc = str(folder / rules[0]) if rules else ""
-    return load_workflow(
-        str(folder / FILES), labels, str(folder / MODEL), params, preproc=preproc, dtype=dtype, specs=specs, **overrides
-    )
+    return Given(str(folder / FILES), _labels_of(folder / LABELS), str(folder / MODEL), params, preproc)
 
 
 def check_folder(folder: Path) -> None:

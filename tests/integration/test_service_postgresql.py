@@ -17,12 +17,13 @@ import pytest
 from sqlalchemy import delete, func, inspect, select, update
 
 from mlaas4hep.errors import MlaasError
+from mlaas4hep.service.arrangement import Submission
 from mlaas4hep.service.database import Base, JobRow, open_database
 from mlaas4hep.service.identity import Role, User
 from mlaas4hep.service.operation import dump, load
 from mlaas4hep.service.sessions import DatabaseSessions
 from mlaas4hep.service.settings import JobSettings
-from mlaas4hep.service.submissions import HANDED, Submission
+from mlaas4hep.service.submissions import HANDED
 from tests.debian import lacking
 from tests.unit.mlaas4hep.service_parts import WORKFLOW, Processes, Running, ended, running, submit, tar_gz, upload
 

@@ -15,12 +15,12 @@ from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.service import jobs_api, workspaces_api
 from mlaas4hep.service.access import Service, Submitter, TheService
 from mlaas4hep.service.archive import open_plain
+from mlaas4hep.service.arrangement import JobResources, Submission
 from mlaas4hep.service.database import JobRow
 from mlaas4hep.service.identity import User
 from mlaas4hep.service.jobs_api import Cursor, JobView, Key
 from mlaas4hep.service.pages.site import REPORT_HEADERS, UI, Look, TheLook, on_with, page_router
 from mlaas4hep.service.problems import Problem
-from mlaas4hep.service.submissions import JobResources, Submission
 from mlaas4hep.training.workflow import FILES, LABELS, MODEL, PARAMS
 
 router = page_router()

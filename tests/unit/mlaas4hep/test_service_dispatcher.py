@@ -12,12 +12,13 @@ import pytest
 from sqlalchemy import select, update
 
 from mlaas4hep.errors import MlaasError
+from mlaas4hep.service.arrangement import Submission
 from mlaas4hep.service.database import JobRow
 from mlaas4hep.service.dispatcher import Candidate, choose
 from mlaas4hep.service.executor import Task
 from mlaas4hep.service.identity import Role, User
 from mlaas4hep.service.settings import JobSettings
-from mlaas4hep.service.submissions import ENDED, HANDED, HANDING, WAITING, Submission
+from mlaas4hep.service.submissions import ENDED, HANDED, HANDING, WAITING
 from tests.unit.mlaas4hep.service_parts import ALICE, WORKFLOW, Processes, Running, tar_gz, until
 
 UNLIMITED = (2**62, 2**62, 2**62)

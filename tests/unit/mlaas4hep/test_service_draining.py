@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mlaas4hep.service import operation
+from mlaas4hep.service.arrangement import Submission
 from mlaas4hep.service.draining import FILE, DrainedError, drain_of
 from mlaas4hep.service.jobs import create_job, home
-from mlaas4hep.service.submissions import Submission
 from tests.unit.mlaas4hep.service_parts import (
     ALICE,
     PATIENCE,
