@@ -198,6 +198,14 @@ class Client:
         body = json.dumps({"workspace": workspace, **wanted}).encode()
         return Job(self._json("POST", "/jobs", body=lambda: iter([body]), headers=_once()))
 
+    def check(self, workspace: str, **wanted: Any) -> Json:
+        """What a submission would train, see `submit`. Raises ServiceError for what the training would refuse."""
+        body = json.dumps({"workspace": workspace, **wanted}).encode()
+        headers = {"Content-Type": "application/json"}
+        # a check changes nothing, so it may be repeated
+        answer = self._request("POST", f"{_API}/jobs/check", lambda: iter([body]), headers, again=True)
+        return cast(Json, answer.json())
+
     def resubmit(self, job: str) -> Job:
         """Submit the same inputs again."""
         return Job(self._json("POST", f"/jobs/{_part(job)}/resubmit", headers=_once()))

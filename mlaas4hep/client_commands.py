@@ -23,6 +23,8 @@ client_app.add_typer(workspaces_app, name="workspaces")
 client_app.add_typer(models_app, name="models")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Source = Annotated[str, typer.Argument(help="A folder, which is uploaded first, or the name of a workspace.")]
+Parameters = Annotated[list[str], typer.Option("--parameter", "-p", help="NAME=VALUE, instead of the file's.")]
 JobName = Annotated[str, typer.Argument(help="The job: its id, or NAME_1.")]
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _connection: dict[str, str] = {}
@@ -55,10 +57,23 @@ def me(as_json: AsJson = False) -> None:
 
 
 @client_app.command()
+def check(source: Source, parameter: Parameters = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Look at what a training would read, without submitting it."""
+    parameters = dict(_parameter(text) for text in parameter)
+    with _client() as client:
+        found = client.check(_workspace(client, source), parameters=parameters)
+    files = f"{found['looked']} of {found['number']} looked at, {found['entries']} entries"
+    shown = {"files": files, "servers": found["servers"]} | found["inputs"]
+    shown |= {name: found[name] for name in ("width", "label", "classes", "weight")}
+    lines = [f"{name:<12} {_text(value)}" for name, value in shown.items() if value]
+    _show(found, as_json, [*lines, *found["notes"]])
+
+
+@client_app.command()
 def submit(
-    source: Annotated[str, typer.Argument(help="A folder, which is uploaded first, or the name of a workspace.")],
+    source: Source,
     name: Annotated[str, typer.Option(help="Of the job and its model; by default the workspace's.")] = "",
-    parameter: Annotated[list[str], typer.Option("--parameter", "-p", help="NAME=VALUE, instead of the file's.")] = [],  # noqa: B006
+    parameter: Parameters = [],  # noqa: B006
     cpus: Annotated[int, typer.Option(help="Processor cores.")] = 1,
     memory: Annotated[str, typer.Option(help="Memory, like 3GB.")] = "2GB",
     gpus: Annotated[int, typer.Option(help="GPUs.")] = 0,
@@ -69,10 +84,7 @@ def submit(
     resources = {"cpus": cpus, "memory": _bytes(memory), "gpus": gpus, "seconds": int(hours * 3600)}
     parameters = dict(_parameter(text) for text in parameter)
     with _client() as client:
-        workspace = source
-        if "/" in source or Path(source).is_dir():
-            workspace = Path(source).absolute().name
-            client.upload(workspace, Path(source))
+        workspace = _workspace(client, source)
         _show_job(client.submit(workspace, name=name, parameters=parameters, resources=resources), as_json)
 
 
@@ -243,6 +255,15 @@ def delete_model(model: str, version: Annotated[int | None, typer.Argument(help=
     """Delete a model or a version."""
     with _client() as client:
         client.delete_model(model, version)
+
+
+def _workspace(client: Client, source: str) -> str:
+    """The workspace that is meant; a folder becomes one of its own name."""
+    if "/" not in source and not Path(source).is_dir():
+        return source
+    name = Path(source).absolute().name
+    client.upload(name, Path(source))
+    return name
 
 
 def _show(data: Any, as_json: bool, lines: Any) -> None:

@@ -9,7 +9,14 @@ import pytest
 from mlaas4hep.errors import MlaasError
 from mlaas4hep.service.cgroups import make_group
 from mlaas4hep.service.executor import Resources
+from mlaas4hep.service.sandbox import shortage
 from tests.debian import lacking
+
+
+def require_sandbox() -> None:
+    """Skips where there are no sandboxes; under CI that is a failure."""
+    if reason := lacking({"bwrap": "bubblewrap"}) or shortage():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
 
 
 def require_confinement(**programs: str) -> None:

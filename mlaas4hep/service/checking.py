@@ -20,7 +20,7 @@ from mlaas4hep.data.preprocessing import Preprocessing
 from mlaas4hep.data.sources import read_list, resolve_files
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.service.arrangement import Submission, arrange
-from mlaas4hep.service.bounded import NoAnswerError, answer, ask
+from mlaas4hep.service.bounded import ENVIRONMENT, NoAnswerError, answer, ask
 from mlaas4hep.service.endpoints import needed
 from mlaas4hep.service.sandbox import sandboxed, shortage
 from mlaas4hep.training.parameters import load_parameters
@@ -89,7 +89,7 @@ def check_in_process(folder: Path, submission: Submission, reads: Iterable[Path]
     words = sandboxed(
         [sys.executable, "-I", "-m", __name__, str(folder)],
         reads=[folder, *(path for path in reads if path.exists())],
-        environment={"HOME": "/tmp", "MLAAS4HEP_KERNELS": "numpy"},  # noqa: S108  (its own; numba takes seconds to load)
+        environment={"HOME": "/tmp", **ENVIRONMENT},  # noqa: S108  (its own)
         temporary=_TEMPORARY_BYTES,
         account=_NOBODY if root else None,
         group=folder.stat().st_gid if root else None,

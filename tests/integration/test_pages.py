@@ -15,6 +15,7 @@ from mlaas4hep.service.database import JobRow
 from mlaas4hep.service.identity import User
 from mlaas4hep.service.jobs import now
 from mlaas4hep.service.submissions import note_user
+from tests.confinement import require_sandbox
 from tests.debian import lacking
 from tests.oidc import fixtures
 from tests.oidc.provider import AUDIENCE, PROGRAMS, OidcProvider
@@ -33,6 +34,7 @@ PHONE = {"width": 360, "height": 740}
 def pages(tmp_path_factory: pytest.TempPathFactory, oidc: OidcProvider) -> Iterator[Pages]:
     if reason := lacking({"chromium": "chromium", **PROGRAMS}):
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    require_sandbox()
     with running_pages(tmp_path_factory.mktemp("pages"), oidc) as pages:
         yield pages
 
@@ -66,6 +68,9 @@ def job(pages: Pages) -> str:
     page.get_by_role("button", name="Submit", exact=True).click()
     expect(page.get_by_role("alert").first).to_contain_text("Did you mean epochs?")
     page.get_by_label("Others, which").fill('{"epochs": 6}')
+    page.get_by_role("button", name="Check", exact=True).click()
+    expect(page.get_by_role("region", name="What would be trained")).to_contain_text("2 of 2 were looked at")
+    assert faults_of_access(page) == []
     shoot(page, "submit")
     page.get_by_role("button", name="Submit", exact=True).click()
 

@@ -19,6 +19,7 @@ from mlaas4hep.service.authentication import authenticator, policy_source
 from mlaas4hep.service.settings import JobSettings, Settings
 from mlaas4hep.serving.app import create_app as create_inference
 from mlaas4hep.serving.settings import ServingSettings
+from tests.conftest import REPOSITORY
 from tests.oidc.fixtures import trusting
 from tests.oidc.provider import AUDIENCE, OidcProvider, make_certificate
 from tests.pages.packages import fetch, member
@@ -188,8 +189,9 @@ def faults_of_access(page: Page) -> list[str]:
 
 
 def shoot(page: Page, name: str) -> None:
-    """Pictures of the page in light and dark, where PAGES_SCREENSHOTS names a folder for them."""
-    if folder := os.environ.get("PAGES_SCREENSHOTS"):
-        for scheme in ("dark", "light"):
-            page.emulate_media(color_scheme=scheme)
-            page.screenshot(path=Path(folder) / f"{name}-{scheme}.png", full_page=True)
+    """Pictures of the page in light and dark, in build/screenshots or the folder that PAGES_SCREENSHOTS names."""
+    folder = Path(os.environ.get("PAGES_SCREENSHOTS") or REPOSITORY / "build" / "screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        page.screenshot(path=folder / f"{name}-{scheme}.png", full_page=True)

@@ -16,6 +16,7 @@ from mlaas4hep.service import jobs_api, workspaces_api
 from mlaas4hep.service.access import Service, Submitter, TheService
 from mlaas4hep.service.archive import open_plain
 from mlaas4hep.service.arrangement import JobResources, Submission
+from mlaas4hep.service.checking import SubmissionCheck
 from mlaas4hep.service.database import JobRow
 from mlaas4hep.service.identity import User
 from mlaas4hep.service.jobs_api import Cursor, JobView, Key
@@ -68,12 +69,14 @@ def job_row(look: TheLook, key: Key, user: Submitter, service: TheService, seen:
 
 
 @router.get(UI + "/jobs/{key}")
-def job(look: TheLook, key: Key, user: Submitter, service: TheService) -> Response:
-    """One job."""
+def job(look: TheLook, key: Key, user: Submitter, service: TheService, unseen: bool = False) -> Response:
+    """One job; `unseen` says that its files were not looked at when it was submitted just now."""
     row = service.submissions.find(user, key)
     shown = jobs_api.show_job(key, user, service)
     begin, log = _end_of_log(service, row)
-    return look.page("job.html", user, job=shown, log=log, log_begin=begin, log_size=_SHOWN_LOG, stamp=_stamp)
+    return look.page(
+        "job.html", user, job=shown, log=log, log_begin=begin, log_size=_SHOWN_LOG, stamp=_stamp, unseen=unseen
+    )
 
 
 @router.get(UI + "/jobs/{key}/state")
@@ -133,18 +136,30 @@ def submission_form(
 
 @router.post(UI + "/submit")
 async def submit(request: Request, look: TheLook, user: Submitter, service: TheService) -> Response:
-    """Submit a job, or show what is wrong in the form."""
+    """Check a submission and submit it (or only one of both, by `action`), or show what is wrong in the form."""
     sent = await request.form(max_files=0, max_fields=30)
-    values = {name: str(sent.get(name, "")) for name in (*_FORM, "workspace", "request_key")}
+    values = {name: str(sent.get(name, "")) for name in (*_FORM, "workspace", "request_key", "action")}
     return await run_in_threadpool(_submitted, look, user, service, values)
 
 
 def _submitted(look: Look, user: User, service: Service, values: Mapping[str, str]) -> Response:
+    found = None
     try:
-        made = jobs_api.submit_job(_submission(values), user, service, values["request_key"][:255] or None)
-    except (ValidationError, MlaasError, Problem) as error:
+        wanted = _submission(values)
+    except (ValidationError, MlaasError) as error:
         return _form(look, user, service, values, error)
-    return on_with(f"{UI}/jobs/{made.id}")
+    try:
+        if values["action"] != "unchecked":
+            found = jobs_api.check_job(wanted, user, service)
+    except MlaasError as error:
+        return _form(look, user, service, values, error, refused=True)
+    if values["action"] == "check":
+        return _form(look, user, service, values, found=found)
+    try:
+        made = jobs_api.submit_job(wanted, user, service, values["request_key"][:255] or None)
+    except (MlaasError, Problem) as error:
+        return _form(look, user, service, values, error)
+    return on_with(f"{UI}/jobs/{made.id}" + ("?unseen=true" if found and not found.looked else ""))
 
 
 def _submission(values: Mapping[str, str]) -> Submission:
@@ -188,8 +203,24 @@ def _parameters(text: str) -> dict[str, Any]:
 
 
 def _form(
-    look: Look, user: User, service: Service, values: Mapping[str, str], wrong: Exception | None = None
+    look: Look,
+    user: User,
+    service: Service,
+    values: Mapping[str, str],
+    wrong: Exception | None = None,
+    *,
+    found: SubmissionCheck | None = None,
+    refused: bool = False,
 ) -> Response:
+    """The form.
+
+    Args:
+        look, user, service: of the request.
+        values: what is written in it.
+        wrong: why it was not submitted.
+        found: what a check has found.
+        refused: whether it was the check that found what is wrong.
+    """
     names = [info.name for info in workspaces_api.list_workspaces(user, service).workspaces]
     chosen = values["workspace"] if values["workspace"] in names else ""
     files = workspaces_api.list_files(chosen, user, service).files[:_SHOWN_FILES] if chosen else []
@@ -202,6 +233,8 @@ def _form(
         files=files,
         given=_text_of(service, user, chosen, values["params"]) if chosen else "",
         wrong=_sentence(wrong),
+        found=found,
+        refused=refused,
     )
 
 

@@ -19,6 +19,7 @@ from mlaas4hep.data.ingest import ingest, scan
 from mlaas4hep.data.schema import select
 from mlaas4hep.data.sources import resolve_files
 from mlaas4hep.data.store import PackedStore
+from tests.confinement import require_sandbox
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -35,6 +36,12 @@ def real_data() -> Path:
     if folder is None:
         pytest.skip("needs the real data: set MLAAS4HEP_TEST_DATA")
     return folder
+
+
+@pytest.fixture
+def bubblewrap() -> None:
+    """Skips where there are no sandboxes; under CI that is a failure."""
+    require_sandbox()
 
 
 @pytest.fixture(autouse=True)

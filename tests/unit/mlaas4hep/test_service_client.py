@@ -14,6 +14,7 @@ import pytest
 from mlaas4hep.client import Client, ServiceError, find_token
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.notebook import watch
+from tests.serving_parts import collisions, write_tree
 from tests.unit.mlaas4hep.service_parts import ALICE, WORKFLOW, Running, running
 
 
@@ -228,7 +229,9 @@ def test_a_cancellation_is_not_repeated(service: Running):
         way.end()
 
 
-def test_the_commands(service: Running, folder: Path, tmp_path: Path, command, monkeypatch: pytest.MonkeyPatch):
+def test_the_commands(
+    bubblewrap: None, service: Running, folder: Path, tmp_path: Path, command, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("MLAAS4HEP_URL", service.url)
     monkeypatch.setenv("MLAAS4HEP_TOKEN", "alice")
     monkeypatch.chdir(tmp_path)
@@ -243,6 +246,13 @@ def test_the_commands(service: Running, folder: Path, tmp_path: Path, command, m
     assert command("client", "models", "card", "higgs", "1").out == "# A card\n\n"
     assert "model.py" in command("client", "workspaces", "files", "higgs").out
     assert command("client", "workspaces", "delete", "higgs").status == 0
+    for name, text in {"files.txt": "a.root", "labels.txt": "trigger", "model.py": ""}.items():
+        (data := tmp_path / "data").mkdir(exist_ok=True)
+        (data / name).write_text(text)
+    write_tree(data / "a.root", collisions(30, 0.0, 1))
+    checked = command("client", "check", data, "-p", "exclude_branches=Muon_*").out.splitlines()
+    assert checked[0].split() == ["files", "1", "of", "1", "looked", "at,", "30", "entries"]
+    assert [line.split()[0] for line in checked[1:]] == ["flat", "width", "label"]
     wrong = command("client", "submit", "nothing")
     assert (wrong.status, wrong.out) == (1, "")
     assert wrong.err == "mlaas4hep: There is nothing of this name.\n"

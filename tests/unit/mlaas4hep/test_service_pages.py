@@ -156,13 +156,37 @@ def test_a_job_s_page_tells_what_it_uses_and_its_place_in_the_queue(service: Run
     assert client.get(f"/api/v1/jobs/{job['id']}").json()["used"] is None
 
 
-def test_a_job_is_submitted_once_however_often_the_form_is_sent(service: Running):
+def filled(client: httpx.Client, workspace: str) -> dict[str, str]:
+    """The form of a submission as it is shown, with parameters."""
+    page = client.get("/ui/submit", params={"workspace": workspace}).text
+    form = dict(re.findall(r'<input[^>]* name="([a-z_]+)"[^>]* value="([^"]*)"', page))
+    return form | {"parameters": '{"epochs": 3}'}
+
+
+def test_the_form_is_checked_before_it_is_submitted(bubblewrap: None, service: Running, tmp_path: Path):
+    client = service.client()
+    content = write_tree(tmp_path / "a.root", collisions(30, 0.0, 1)).read_bytes()
+    upload(client, "checked", {**WORKFLOW, "a.root": content, "labels.txt": "trigger\n", "files.txt": "a.root\n"})
+    form = filled(client, "checked")
+    shown = client.post("/ui/submit", data={**form, "action": "check"}, follow_redirects=False)
+    assert shown.status_code == 200
+    for text in ("1 of 1 were looked at: 30 entries", "jagged</dt><dd>2: Muon_eta, Muon_pt", "<dd>trigger</dd>"):
+        assert text in shown.text
+    refused = client.post("/ui/submit", data={**form, "labels": "triger"}, follow_redirects=False)
+    assert refused.status_code == 422
+    assert "Did you mean trigger?" in refused.text
+    assert "Submit without this check" in refused.text
+    remote = {**form, "files": "root://eos.example//x.root,", "action": "check"}
+    assert "jobs of this service may not reach" in client.post("/ui/submit", data=remote).text
+    assert not [job for job in client.get("/api/v1/jobs").json()["jobs"] if job["workspace"] == "checked"]
+    done = client.post("/ui/submit", data=form, follow_redirects=False)
+    assert done.status_code == 303 and "unseen" not in done.headers["location"]
+
+
+def test_a_job_is_submitted_once_however_often_the_form_is_sent(bubblewrap: None, service: Running):
     client = service.client()
     upload(client, "twice")
-    page = client.get("/ui/submit", params={"workspace": "twice"}).text
-    form = dict(re.findall(r'<input[^>]* name="([a-z_]+)"[^>]* value="([^"]*)"', page)) | {
-        "parameters": '{"epochs": 3}'
-    }
+    form = filled(client, "twice") | {"action": "unchecked"}
     first, second = (client.post("/ui/submit", data=form, follow_redirects=False) for _ in range(2))
     assert first.status_code == second.status_code == 303
     assert first.headers["location"] == second.headers["location"]
