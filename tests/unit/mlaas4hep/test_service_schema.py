@@ -24,7 +24,7 @@ schemathesis.openapi.media_type("application/gzip", st.one_of(st.binary(), st.ju
 schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")
 
 
-def test_no_request_makes_the_service_fail(tmp_path):
+def test_no_request_makes_the_service_fail(bubblewrap, tmp_path):
     with running(tmp_path, "true") as service:
         client = service.client(ROOT)
         upload(client)
