@@ -33,6 +33,7 @@ UNITS = {
     "slurmrestd.service": "/etc/systemd/system/slurmrestd.service.d/mlaas4hep.conf",
     "platform-jupyter.service": "/etc/systemd/system/platform-jupyter.service",
     "platform-jupyterhub.service": "/etc/systemd/system/platform-jupyterhub.service",
+    "platform-jupyter-ports.service": "/etc/systemd/system/platform-jupyter-ports.service",
     "platform-backup.timer": "/etc/platform-backup/backup.json",
 }
 

@@ -31,8 +31,8 @@ KEY = re.compile(r"u[0-9a-f]{16}")
 OF_A_SERVER = re.compile(r"/jupyter/user/([^/?]+)(?:[/?]|$)")
 HOMES = "platform-jupyter"
 """Below /var/lib, a folder for each user."""
-SERVERS = Path("/run/platform-jupyterhub/servers.json")
-"""User -> address of the server, for the look whether the machine is in use."""
+SLICE = "platform-jupyter.slice"
+ENVIRONMENTS = "/run/platform-jupyterhub"
 FRESH = 5.0  # seconds for which the service's word about a session counts
 MOST_SESSIONS = 10_000
 
@@ -93,8 +93,8 @@ class ServiceAuthenticator(Authenticator):
         return told and told["key"]
 
     async def refresh_user(self, user, handler=None):
-        """Whether the session is still that user's; a server's own requests have a token and no session."""
-        if handler is None or handler.get_auth_token():
+        """Whether the session is still that user's; a server's own requests have a token that counts, and no session."""
+        if handler is None or handler.get_token() is not None:
             return True
         told = await self.owner(handler)
         return told is not None and told["key"] == user.name
@@ -105,7 +105,11 @@ class ServiceAuthenticator(Authenticator):
 
     def get_handlers(self, app):
         """Pages of its own."""
-        return [("/session", SignIn), ("/gate", Gate)]
+        return [("/session", SignIn), ("/gate", Gate), ("/gate/use", Use)]
+
+
+# JupyterHub 6.1 asks whether it is true before it is set, when a session has ended
+BaseHandler._token_authenticated = False
 
 
 class SignIn(BaseHandler):
@@ -146,6 +150,37 @@ class Gate(RequestHandler):
         self.finish()
 
 
+class Use(RequestHandler):
+    """Tells the machine itself whether a kernel works; the web proxy hides this."""
+
+    async def get(self):
+        """{"busy": true or false}."""
+        proxy, users = self.settings["proxy"], self.settings["users"]
+        states = [busy(address, users[name].spawner) for name, address in proxy.running().items()]
+        self.finish({"busy": any(await asyncio.gather(*states))})
+
+
+async def busy(address, spawner):
+    """Whether a user's server says that a kernel of its works.
+
+    It is asked by the token that is its own anyway: what asks, and with what, is in the hands of its user.
+    """
+    client = AsyncHTTPClient(force_instance=True, max_body_size=2**20)
+    try:
+        answer = await client.fetch(
+            # asking is no use of the server: else it would never end
+            f"http://{address}/jupyter/user/{spawner.user.name}/api/kernels?no_track_activity=1",
+            headers={"Authorization": f"token {spawner.api_token}"},
+            request_timeout=10,
+            follow_redirects=False,
+        )
+        return any(kernel["execution_state"] == "busy" for kernel in json.loads(answer.body))
+    except (HTTPClientError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    finally:
+        client.close()
+
+
 def listener(port):
     """Id of the account that listens at a port of the loopback; None where nobody does."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
@@ -171,40 +206,51 @@ class GateProxy(Proxy):
 
     def address(self, user):
         """Host and port of a user's server; those of the hub, which starts it, when it does not run."""
+        return self._running(user) or urlsplit(self.hub.host).netloc
+
+    def running(self):
+        """Name -> host and port, of all servers that run."""
+        users = {route["data"].get("user") for route in self._routes.values()} - {None}
+        return {user: address for user in users if (address := self._running(user))}
+
+    def _running(self, user):
         found = self._routes.get(f"/jupyter/user/{user}/")
+        target = urlsplit(found["target"]) if found else None
         # of a server that has just ended, anybody could have taken the port
-        running = found is not None and listener(urlsplit(found["target"]).port) == account(user)
-        return urlsplit(found["target"] if running else self.hub.host).netloc
+        return target.netloc if target and listener(target.port) == account(user) else ""
 
     async def add_route(self, routespec, target, data):
         """From now on, a server is there."""
         self._routes[routespec] = {"routespec": routespec, "target": target, "data": data}
-        self._tell()
 
     async def delete_route(self, routespec):
         """From now on, it is not."""
         self._routes.pop(routespec, None)
-        self._tell()
 
     async def get_all_routes(self):
         """All that are there."""
         return dict(self._routes)
 
-    def _tell(self):
-        users = {r["data"]["user"]: r["target"] for r in self._routes.values() if "user" in r["data"]}
-        new = SERVERS.with_suffix(".new")
-        new.write_text(json.dumps(users))
-        new.replace(SERVERS)
-
 
 class UserServer(SystemdSpawner):
     """A server in a unit with limits, of an account that systemd makes for it and that can become nobody else."""
 
+    def get_state(self):
+        """What is known of it when the hub has been restarted: its token too."""
+        return {**super().get_state(), "api_token": self.api_token}
+
+    def load_state(self, state):
+        """Know it again."""
+        super().load_state(state)
+        self.api_token = state.get("api_token", "")
+
     async def start(self):
         """Start it; returns host and port."""
         name = self.user.name
-        if not KEY.fullmatch(name):
-            raise HTTPError(403, "This is no user of the platform.")
+        # not by a token of the hub: that would count after the policy has turned against its user
+        told = self.handler and await self.authenticator.owner(self.handler)
+        if not told or told["key"] != name or not KEY.fullmatch(name):
+            raise HTTPError(403, "A notebook server is started by its user, signed in to the platform's service.")
         if await systemd.service_running(self.unit_name):
             await systemd.stop_service(self.unit_name)
         if await systemd.service_failed(self.unit_name):
@@ -235,13 +281,15 @@ class UserServer(SystemdSpawner):
             "RestrictRealtime": "yes",
             "SystemCallArchitectures": "native",
             # a cloud tells there what the machine was made with
-            "IPAddressDeny": "169.254.169.254",
+            "IPAddressDeny": "169.254.169.254 fe80::a9fe:a9fe fd00:ec2::254",
         }
         if not Path(f"/var/lib/private/{HOMES}/{name}/notebooks").exists():
             properties["ExecStartPre"] = f"-/usr/local/bin/mlaas4hep notebooks {home}/notebooks"
-        environment = {**self.get_env(), "HOME": home, "SHELL": "/bin/bash"}
+        # sockets of kernels lie there, and their paths may not be long
+        runtime = f"/run/{self.unit_name}"
+        environment = {**self.get_env(), "HOME": home, "SHELL": "/bin/bash", "JUPYTER_RUNTIME_DIR": runtime}
         # in a folder of the hub's: that of the unit is, from the second start on, a link that leads nowhere yet
-        file = systemd.make_environment_file(str(SERVERS.parent), self.unit_name, environment)
+        file = systemd.make_environment_file(ENVIRONMENTS, self.unit_name, environment)
         properties["EnvironmentFile"] = file
         status = await systemd.start_transient_service(
             self.unit_name,
@@ -249,6 +297,7 @@ class UserServer(SystemdSpawner):
             args=self.get_args(),
             working_dir=home,
             properties=properties,
+            slice=SLICE,
         )
         if status != 0:
             raise HTTPError(500, f"The unit {self.unit_name} could not be started; the hub's journal tells why.")

@@ -102,17 +102,16 @@ def test_a_connection_of_the_machine_to_itself_is_none(monkeypatch: pytest.Monke
 
 
 class Kernels(BaseHTTPRequestHandler):
-    """Tells of its kernels whoever has the token, as Jupyter's server does."""
+    """Tells of its kernels whoever has the token, as Jupyter's server does, and anybody whether one works, as the hub."""
 
-    states: ClassVar[dict[str, list[str]]] = {}
+    told: ClassVar[dict[str, Any]] = {}
 
     def do_GET(self) -> None:
-        allowed = self.headers["Authorization"] == "token t0ken" and self.path in self.states
+        allowed = self.headers["Authorization"] == "token t0ken" or self.path == "/use"
         self.send_response(200 if allowed else 403)
         self.end_headers()
         if allowed:
-            told = [{"id": "x", "execution_state": state} for state in self.states[self.path]]
-            self.wfile.write(json.dumps(told).encode())
+            self.wfile.write(json.dumps(self.told[self.path]).encode())
 
     def log_message(self, *_: Any) -> None:
         """Nothing is logged."""
@@ -120,22 +119,27 @@ class Kernels(BaseHTTPRequestHandler):
 
 def test_a_kernel_at_work_is_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     module = load(monkeypatch)
-    token, servers = tmp_path / "token", tmp_path / "servers.json"
-    busy = "a notebook's kernel at work"
+    token, config = tmp_path / "token", tmp_path / "config.py"
+    # asking is no use of the server, which would not end otherwise
+    asked = "/api/kernels?no_track_activity=1"
     with ThreadingHTTPServer(("127.0.0.1", 0), Kernels) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         there = f"http://127.0.0.1:{server.server_port}"
-        module.__dict__.update(NOTEBOOK=there, NOTEBOOK_TOKEN=token, HUB_SERVERS=servers, HUB_TOKEN=token)
-        Kernels.states = {"/api/kernels": ["idle", "busy"]}
+        module.__dict__.update(NOTEBOOK=there, NOTEBOOK_TOKEN=token, HUB=f"{there}/use", HUB_CONFIG=config)
+
+        def look(words: str, *states: str) -> str:
+            token.write_text(words)
+            Kernels.told = {asked: [{"id": "x", "execution_state": state} for state in states]}
+            return str(module.kernel())
+
         assert module.kernel() == ""
-        token.write_text("t0ken\n")
-        assert module.kernel() == busy
-        Kernels.states = {"/api/kernels": ["idle", "starting"]}
-        assert module.kernel() == ""
-        Kernels.states |= {"/jupyter/user/ada/api/kernels": [], "/jupyter/user/bo/api/kernels": ["busy"]}
-        servers.write_text(json.dumps({"ada": there, "bo": there, "gone": "http://127.0.0.1:1"}))
-        assert module.kernel() == busy
-        token.write_text("another")
+        assert look("t0ken\n", "idle", "busy") == "a notebook's kernel at work"
+        assert look("t0ken\n", "idle", "starting") == ""
+        assert look("another\n", "busy") == ""
+        config.touch()
+        Kernels.told = {"/use": {"busy": True}}
+        assert module.kernel() == "a notebook's kernel at work"
+        Kernels.told = {"/use": {"busy": False}}
         assert module.kernel() == ""
         server.shutdown()
     assert module.kernel() == ""
