@@ -18,6 +18,7 @@ from tornado.websocket import websocket_connect
 
 from provision.record import Home
 from provision.remote import Remote
+from provision.uninstall import installed, uninstall
 from tests.conftest import Command, long
 from tests.e2e.shared_service import DOMAIN, SharedService
 from tests.oidc.fixtures import need_provider
@@ -26,7 +27,7 @@ from tests.slurm.cluster import wait_until
 
 pytestmark = [pytest.mark.machine, long]
 
-NAME = "jupyterone"
+NAME = "hublab"
 PERSONAL = ["create", NAME, "--cloud", "local", "--disk", "10GB", "--jupyter", "--idle-stop", "8h", "--yes"]
 ACTIVITY = ["sudo", "systemctl", "start", "platform-activity.service"]
 
@@ -141,9 +142,8 @@ class TestPersonal:
     """One platform, in the order of the tests."""
 
     @pytest.fixture(scope="class")
-    @classmethod
-    def ready(cls, computer_with_machines: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-        """The command, in a home with the platform `jupyterone`."""
+    def ready(self, computer_with_machines: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+        """The command, in a home with the platform `hublab`."""
         provision = Command(tmp_path_factory.mktemp("home"))
         try:
             provision(*PERSONAL)
@@ -214,10 +214,22 @@ class TestPersonal:
         ready(*PERSONAL)
         assert changed(ready, NAME) == []
 
+    def test_an_update_brings_notebooks_along(self, ready: Command):
+        ready("ssh", NAME, "--", "sudo", "rm", "/opt/mlaas4hep-jupyter/venv")
+        ready("admin", "update", NAME, "--packages", "none", "--yes")
+        assert "venv-" in ready("ssh", NAME, "--", "readlink", "/opt/mlaas4hep-jupyter/venv")
+        outcome = json.loads(ready("admin", "health", NAME, "--json"))["platforms"][0]
+        found = {finding["check"]: finding["good"] for finding in outcome["report"]["findings"]}
+        assert found["platform-jupyter.service"], found
+
 
 SHARED = ["create", "hub", "--cloud", "local", "--disk", "10GB", "--jupyter", "--service", "shared", "--domain", DOMAIN]
 POLICY = '[groups."/cms"]\nroles = ["submit", "serve"]\n\n[groups."/atlas"]\nroles = ["serve"]\n'
-LIMITS = ["MemoryMax", "CPUQuotaPerSecUSec", "TasksMax", "NoNewPrivileges", "DynamicUser", "ProtectSystem"]
+LIMITS = ["MemoryMax", "CPUQuotaPerSecUSec", "TasksMax", "NoNewPrivileges", "DynamicUser", "ProtectSystem", "Slice"]
+TRANSPORT = """
+import ipykernel, json
+print(json.load(open(ipykernel.get_connection_file()))["transport"])
+"""
 
 
 class Visitor:
@@ -269,8 +281,9 @@ class TestShared:
     """One shared platform, in the order of the tests; carol and alice are of /cms, bob is not."""
 
     @pytest.fixture(scope="class")
-    @classmethod
-    def service(cls, computer_with_machines: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedService]:
+    def service(
+        self, computer_with_machines: None, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[SharedService]:
         need_provider()
         folder = tmp_path_factory.mktemp("hub")
         provision = Command(folder)
@@ -301,6 +314,8 @@ class TestShared:
             told = dict(line.split("=", 1) for line in service.on_machine(*unit).splitlines())
             assert 0 < int(told["MemoryMax"]) < 2**40 and told["CPUQuotaPerSecUSec"] == "2s", told
             assert (told["NoNewPrivileges"], told["DynamicUser"], told["ProtectSystem"]) == ("yes", "yes", "strict")
+            assert told["Slice"] == "platform-jupyter.slice"
+            assert visitor.run(notebook, TRANSPORT).strip() == "ipc"
         assert alice.run(books[alice], "print(os.path.exists('notebooks/1-inspect.ipynb'))").strip() == "True"
         self.is_use_for_as_long_as_it_works(service, alice, books[alice])
         look = f"print(os.path.exists('/var/lib/platform-jupyter/{alice.key()}/.'))"
@@ -331,6 +346,27 @@ class TestShared:
         page = Visitor(service, "bob").visit("/jupyter/")
         assert page.status_code == 403 and "policy" in page.text
 
+    def test_the_hub_knows_servers_after_it_was_restarted(self, service: SharedService):
+        alice = Visitor(service, "alice")
+        notebook = alice.notebook()
+        service.on_machine("sudo", "systemctl", "restart", "platform-jupyterhub.service")
+        wait_until(lambda: alice.visit("/jupyter/hub/home").status_code == 200)
+        self.is_use_for_as_long_as_it_works(service, alice, notebook)
+
+    def test_a_server_is_not_started_by_a_token_of_the_hub(self, service: SharedService):
+        alice = Visitor(service, "alice")
+        alice.visit("/jupyter/hub/token")
+        api = f"/jupyter/hub/api/users/{alice.key()}"
+        xsrf = next(c.value for c in alice.pages.cookies.jar if c.name == "_xsrf" and c.path == "/jupyter/hub/")
+        headers = {"X-XSRFToken": str(xsrf), "Referer": f"https://{DOMAIN}/jupyter/hub/token"}
+        minted = alice.pages.post(f"{api}/tokens", json={"note": "of alice"}, headers=headers)
+        assert minted.status_code == 201, minted.text
+        with service.browser() as program:
+            program.headers["Authorization"] = f"token {minted.json()['token']}"
+            assert program.delete(f"{api}/server").status_code in (202, 204, 400)
+            refused = program.post(f"{api}/server")
+            assert refused.status_code == 403, refused.text
+
     def test_a_server_that_was_ended_is_started_again(self, service: SharedService):
         alice = Visitor(service, "alice")
         alice.notebook()
@@ -354,3 +390,13 @@ class TestShared:
         service.on_machine("sudo", "rm", "/etc/mlaas4hep/platform.json")
         service.provision("create", "--spec", str(wishes), "--yes")
         assert changed(service.provision, "hub") == []
+
+    def test_an_uninstallation_leaves_nothing_of_it(self, service: SharedService):
+        folder = Home(service.provision.home / "provision").folder("hub")
+        health = service.provision.run("admin", "health", "hub", "--json").stdout
+        found = {f["check"]: f["good"] for f in json.loads(health)["platforms"][0]["report"]["findings"]}
+        assert found["platform-jupyterhub.service"] and found["nginx.service"], found
+        uninstall(folder, print)
+        with Remote(folder) as remote:
+            assert installed(remote) == []
+            assert remote.run(["systemctl", "list-units", "--plain", "--no-legend", "platform-jupyter*"]).strip() == ""

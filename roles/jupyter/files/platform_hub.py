@@ -93,7 +93,7 @@ class ServiceAuthenticator(Authenticator):
         return told and told["key"]
 
     async def refresh_user(self, user, handler=None):
-        """Whether the session is still that user's; a server's own requests have a token that counts, and no session."""
+        """Whether the session is still that user's; a server's own requests have a token, and no session."""
         if handler is None or handler.get_token() is not None:
             return True
         told = await self.owner(handler)

@@ -102,7 +102,7 @@ def test_a_connection_of_the_machine_to_itself_is_none(monkeypatch: pytest.Monke
 
 
 class Kernels(BaseHTTPRequestHandler):
-    """Tells of its kernels whoever has the token, as Jupyter's server does, and anybody whether one works, as the hub."""
+    """Tells of its kernels whoever has the token, as Jupyter's server does, and anybody whether one works, as a hub."""
 
     told: ClassVar[dict[str, Any]] = {}
 
