@@ -262,6 +262,8 @@ class UserServer(SystemdSpawner):
             "User": f"jupyter-{name}",
             "StateDirectory": f"{HOMES}/{name}",
             "StateDirectoryMode": "0700",
+            "RuntimeDirectory": self.unit_name,
+            "RuntimeDirectoryPreserve": "no",
             "UMask": "0077",
             "MemoryMax": str(self.mem_limit),
             "MemorySwapMax": "0",
