@@ -191,8 +191,11 @@ def listener(port):
 
 
 def account(user):
-    """Id of the account of a user's server, while it runs: it has the user's folder."""
-    return Path(f"/var/lib/private/{HOMES}/{user}").stat().st_uid
+    """Id of the account of a user's server, while it runs: it has the user's folder; -1 without one."""
+    try:
+        return Path(f"/var/lib/private/{HOMES}/{user}").stat().st_uid
+    except FileNotFoundError:
+        return -1
 
 
 class GateProxy(Proxy):
