@@ -142,7 +142,8 @@ class TestPersonal:
     """One platform, in the order of the tests."""
 
     @pytest.fixture(scope="class")
-    def ready(self, computer_with_machines: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    @classmethod
+    def ready(cls, computer_with_machines: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
         """The command, in a home with the platform `hublab`."""
         provision = Command(tmp_path_factory.mktemp("home"))
         try:
@@ -281,9 +282,8 @@ class TestShared:
     """One shared platform, in the order of the tests; carol and alice are of /cms, bob is not."""
 
     @pytest.fixture(scope="class")
-    def service(
-        self, computer_with_machines: None, tmp_path_factory: pytest.TempPathFactory
-    ) -> Iterator[SharedService]:
+    @classmethod
+    def service(cls, computer_with_machines: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedService]:
         need_provider()
         folder = tmp_path_factory.mktemp("hub")
         provision = Command(folder)
