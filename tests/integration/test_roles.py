@@ -18,7 +18,7 @@ SCENARIOS = sorted(path.parent.name for path in (REPOSITORY / "molecule").glob("
 
 
 def test_there_are_scenarios():
-    assert SCENARIOS == ["cvmfs", "mlaas4hep", "service", "slurm", "system"]
+    assert SCENARIOS == ["admin", "cvmfs", "mlaas4hep", "service", "slurm", "system"]
 
 
 # tests/e2e has a personal platform and a shared one made, made again and used in any case

@@ -109,14 +109,17 @@ def old_stores(folder, before, remove):
 def clean(settings, policy, at):
     """What goes, at a time in seconds since 1970."""
     jobs, remove = settings.data / "jobs", policy["remove"]
+    # these need no database, which cannot be opened on a full disk
+    if policy["stores"]:
+        yield from old_stores(settings.data / "store", at - policy["stores"] * DAY, remove)
+    if not policy["jobs"] and not policy["workspaces"]:
+        return
     with closing(open_database(settings.database_url, settings.data)) as database:
         if policy["jobs"]:
             yield from service_jobs(database, jobs, at - policy["jobs"] * DAY, remove)
             yield from ssh_jobs(jobs, at - policy["jobs"] * DAY, remove)
         if policy["workspaces"]:
             yield from old_workspaces(database, settings.data / "workspaces", at - policy["workspaces"] * DAY, remove)
-    if policy["stores"]:
-        yield from old_stores(settings.data / "store", at - policy["stores"] * DAY, remove)
 
 
 if __name__ == "__main__":

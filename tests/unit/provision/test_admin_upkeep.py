@@ -19,6 +19,7 @@ import pytest
 import yaml
 from sqlalchemy import select
 
+from mlaas4hep.errors import MlaasError
 from mlaas4hep.service.database import JobRow, UserRow, open_database
 from mlaas4hep.service.settings import Settings, load_settings
 from tests.conftest import REPOSITORY, long
@@ -198,9 +199,9 @@ def test_what_is_old_goes_but_nothing_that_a_job_needs(served: Settings, monkeyp
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = list(tool.clean(served, policy, datetime.now(UTC).timestamp()))
         wanted = [
+            ("store", "unread", 10),
             ("job", "higgs_1 of u0123456789abcdef", 10),
             ("workspace", "left of u0123456789abcdef", 10),
-            ("store", "unread", 10),
         ]
         assert found == wanted
         assert list(tool.clean(served, policy, datetime.now(UTC).timestamp())) == wanted, "a dry run removes nothing"
@@ -213,6 +214,16 @@ def test_what_is_old_goes_but_nothing_that_a_job_needs(served: Settings, monkeyp
     assert sorted(path.parent.name for path in served.data.glob("store/*/store.json")) == ["locked", "opened", "read"]
     with closing(open_database(served.database_url, served.data)) as database, database.read() as session:
         assert set(session.scalars(select(JobRow.key))) == {"job2", "job3"}
+
+
+def test_stores_go_when_the_database_cannot_be_opened(served: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = program("playbooks/admin/files/clean_service.py", monkeypatch)
+    (served.data / "service.sqlite").unlink()
+    (served.data / "service.sqlite").mkdir()
+    policy = {"remove": True, "jobs": 0, "workspaces": 0, "stores": 90}
+    assert ("store", "unread", 10) in list(tool.clean(served, policy, datetime.now(UTC).timestamp()))
+    with pytest.raises(MlaasError):
+        list(tool.clean(served, policy | {"jobs": 90}, datetime.now(UTC).timestamp()))
 
 
 def test_people_keep_their_jobs_and_workspaces_unless_it_is_told(

@@ -301,3 +301,11 @@ def test_what_cannot_be_restored_is_told_in_a_sentence(backed_up):
     assert not last["ok"] and "key" in last["reason"]
     (machine.disk / "backup.json").unlink()
     assert "`provision admin backup` writes them" in machine.fails("list")
+
+
+def test_a_repository_that_is_no_folder_is_told_in_a_sentence(restic: None, tmp_path: Path):
+    (tmp_path / "repository").touch()
+    machine = Machine(tmp_path / "disk", tmp_path / "repository")
+    assert f"platform-backup: {tmp_path / 'repository'}: File exists" in machine.fails("run")
+    last = json.loads((machine.disk / "state" / "last.json").read_text())
+    assert not last["ok"] and last["reason"].endswith("repository: File exists")
