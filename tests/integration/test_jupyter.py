@@ -9,12 +9,12 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
 from tornado.httpclient import HTTPRequest
-from tornado.websocket import websocket_connect
+from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from provision.record import Home
 from provision.remote import Remote
@@ -84,13 +84,21 @@ class Notebook:
             "version": "5.3",
         }
         message = {"header": header, "parent_header": {}, "metadata": {}, "channel": "shell", "content": {"code": code}}
-        await channel.write_message(json.dumps(message))
+        try:
+            await channel.write_message(json.dumps(message))
+            return await self._printed(channel, header["msg_id"])
+        finally:
+            channel.close()
+            while await channel.read_message() is not None:
+                pass
+
+    async def _printed(self, channel: WebSocketClientConnection, cell: str) -> str:
         printed = ""
         while True:
             told = await channel.read_message()
             assert told is not None, f"the kernel has hung up after {printed!r}"
             answer = json.loads(told)
-            if answer["parent_header"].get("msg_id") != header["msg_id"]:
+            if answer["parent_header"].get("msg_id") != cell:
                 continue
             match answer["msg_type"]:
                 case "stream" if answer["content"]["name"] == "stdout":
@@ -98,7 +106,6 @@ class Notebook:
                 case "error":
                     raise AssertionError("\n".join(answer["content"]["traceback"]))
                 case "status" if answer["content"]["execution_state"] == "idle":
-                    channel.close()
                     return printed
 
     def begin(self, code: str, **connection: Any) -> None:
@@ -236,9 +243,16 @@ print(json.load(open(ipykernel.get_connection_file()))["transport"])
 class Visitor:
     """A person's browser at the service, which signs in when it is asked to."""
 
+    clients: ClassVar[list[httpx.Client]] = []
+    """Of all visitors; closed after each test."""
+
     def __init__(self, service: SharedService, user: str) -> None:
         self.service, self.user = service, user
-        self.pages = service.browser()
+        self.pages = self._browser()
+
+    def _browser(self) -> httpx.Client:
+        self.clients.append(self.service.browser())
+        return self.clients[-1]
 
     def visit(self, path: str) -> httpx.Response:
         """Get a page, through all redirects."""
@@ -266,7 +280,7 @@ class Visitor:
         wait_until(lambda: self.visit("/jupyter/hub/spawn").status_code == 200)
         home = f"/jupyter/user/{self.key()}/"
         wait_until(lambda: (page := self.visit(f"{home}lab")).status_code == 200 and page.url.path == f"{home}lab")
-        client = self.service.browser()
+        client = self._browser()
         client.base_url = f"https://{DOMAIN}{home}"
         client.cookies = self.pages.cookies
         xsrf = next(c.value for c in client.cookies.jar if c.name == "_xsrf" and c.path == home)
@@ -299,6 +313,12 @@ class TestShared:
                     yield made
             finally:
                 provision("delete", "hub", "--yes")
+
+    @pytest.fixture(autouse=True)
+    def _visitors_go(self) -> Iterator[None]:
+        yield
+        while Visitor.clients:
+            Visitor.clients.pop().close()
 
     def test_users_have_servers_of_their_own_within_limits(self, service: SharedService):
         alice, carol = Visitor(service, "alice"), Visitor(service, "carol")
