@@ -11,7 +11,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class ManPages(BuildHookInterface):  # type: ignore[type-arg]
+class ManPages(BuildHookInterface):
     """Has the manual's generator write the pages, from the command lines themselves."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -104,7 +105,9 @@ class Scale(Change):
             if entry.step == f"worker-{worker.worker}" or entry.step.startswith(f"worker-{worker.worker}-"):
                 entry.state = "removed"
         folder.save(record)
-        shutil.rmtree(worker.machine_folder.path, ignore_errors=True)
+        # it may have gone before a kill; one that stays would be taken for a machine
+        with suppress(FileNotFoundError):
+            shutil.rmtree(worker.machine_folder.path)
 
     def _resume_nodes(self) -> None:
         """A worker of the same name may have been drained before."""

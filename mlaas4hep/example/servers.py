@@ -78,9 +78,9 @@ class _Ranges(SimpleHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, *words: object, server_of_data: DataServer, **named: object) -> None:
+    def __init__(self, *words: Any, server_of_data: DataServer, **named: Any) -> None:
         self._data = server_of_data
-        super().__init__(*words, **named)  # type: ignore[arg-type]
+        super().__init__(*words, **named)
 
     def do_GET(self) -> None:
         """Send a file, or what is asked for of it."""

@@ -145,7 +145,9 @@ class OpenUploads:
         folder = self._folder(user_key, identifier)
         if not folder.is_dir():
             raise AbsentError
-        shutil.rmtree(folder, ignore_errors=True)
+        # one that is ended twice at once is gone either way; what cannot be removed is no ended upload
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
     def _folder(self, user_key: str, identifier: str) -> Path:
         if not _IDENTIFIER.fullmatch(identifier):

@@ -237,9 +237,10 @@ def test_a_service_that_does_not_start_brings_the_former_state_back(place: Machi
 
 
 @long
+@pytest.mark.parametrize("place", ["a disk of its own"], indirect=True)
 def test_data_on_a_disk_of_their_own_are_restored(place: Machine, backed_up):
-    if place.data.is_mount():
-        the_new_machine_has_what_was_there(backed_up[1], place)
+    assert place.data.is_mount()
+    the_new_machine_has_what_was_there(backed_up[1], place)
 
 
 @long
