@@ -69,6 +69,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Order the groups; one process alone keeps the order of the files, in which the cloud is prepared meanwhile."""
+    users = [item.nodeid for item in items if "openstack_cloud" in getattr(item, "fixturenames", ())]
+    if stray := [name for name in users if _group(name) != "cloud"]:
+        raise pytest.UsageError(f"Tests of the cloud compare what is in it, and must be named openstack: {stray}")
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: _SLOW.index(group) if (group := _group(item.nodeid)) in _SLOW else len(_SLOW))
 
