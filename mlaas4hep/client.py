@@ -48,6 +48,7 @@ _PIECE = 2**20
 _RESUMABLE = 8 * 2**20  # bytes from which on an upload is one that can go on
 _PART = 32 * 2**20  # bytes of one of its requests
 _TUS = {"Tus-Resumable": "1.0.0"}
+_RENEWAL = 30  # seconds before its end at which a token is replaced
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 Json = dict[str, Any]
 
@@ -61,29 +62,45 @@ class Job(Json):
         return job_html(self)
 
 
-def find_token() -> str:
-    """The user's token: of MLAAS4HEP_TOKEN, of the file MLAAS4HEP_TOKEN_FILE, or of oidc-agent's account OIDC_ACCOUNT.
+class UserToken:
+    """The user's token for a service: of MLAAS4HEP_TOKEN, of the file MLAAS4HEP_TOKEN_FILE, or of oidc-agent.
 
-    Raises UsageError when there is none.
+    oidc-agent's account is that of OIDC_ACCOUNT; it is asked for a token whose audience is the service, which an
+    INDIGO IAM gives only to who asks, and asked again shortly before the token's end.
+
+    Args:
+        service: URL of the service.
     """
-    if token := os.environ.get("MLAAS4HEP_TOKEN"):
-        return token.strip()
-    if file := os.environ.get("MLAAS4HEP_TOKEN_FILE"):
-        try:
-            return Path(file).read_text(encoding="ascii").strip()
-        except (OSError, ValueError) as error:
-            raise UsageError(f"The token file {file} cannot be read: {error}.") from error
-    if account := os.environ.get("OIDC_ACCOUNT"):
-        return _agent_token(account)
-    raise UsageError(
-        "There is no token.", "Set MLAAS4HEP_TOKEN_FILE to a file with one, or OIDC_ACCOUNT to oidc-agent's account."
-    )
+
+    def __init__(self, service: str) -> None:
+        parts = urlsplit(service)
+        self._audience = f"{parts.scheme}://{parts.netloc}"
+        self._of_agent, self._until = "", 0.0
+
+    def __call__(self) -> str:
+        """The token. Raises UsageError when there is none."""
+        if token := os.environ.get("MLAAS4HEP_TOKEN"):
+            return token.strip()
+        if file := os.environ.get("MLAAS4HEP_TOKEN_FILE"):
+            try:
+                return Path(file).read_text(encoding="ascii").strip()
+            except (OSError, ValueError) as error:
+                raise UsageError(f"The token file {file} cannot be read: {error}.") from error
+        if account := os.environ.get("OIDC_ACCOUNT"):
+            if time.time() > self._until - _RENEWAL:
+                self._of_agent, self._until = _agent_token(account, self._audience)
+            return self._of_agent
+        raise UsageError(
+            "There is no token.",
+            "Set MLAAS4HEP_TOKEN_FILE to a file with one, or OIDC_ACCOUNT to oidc-agent's account.",
+        )
 
 
-def _agent_token(account: str) -> str:
+def _agent_token(account: str, audience: str) -> tuple[str, float]:
+    """A token of oidc-agent, and its end in seconds since 1970."""
     try:
         done = subprocess.run(
-            ["oidc-token", "--", account],
+            ["oidc-token", "--all", f"--aud={audience}", f"--time={_RENEWAL * 2}", "--", account],
             capture_output=True,
             text=True,
             check=False,
@@ -95,7 +112,12 @@ def _agent_token(account: str) -> str:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise UsageError(f"oidc-agent gives no token for {account}: {lines[-1]}.")
-    return done.stdout.strip()
+    try:
+        # token, issuer, end
+        token, _, until = done.stdout.split()
+        return token, float(until)
+    except ValueError:
+        raise UsageError(f"What oidc-agent gives for {account} is no token.") from None
 
 
 class ServiceError(MlaasError):
@@ -115,17 +137,17 @@ class Client:
 
     Args:
         url: of the service; by default MLAAS4HEP_URL.
-        token: gives the token, and is asked before each request.
+        token: gives the token, and is asked before each request; by default a `UserToken`.
         inference: URL of the inference server, if it has one of its own.
 
     Raises UsageError without a URL, or for one that would send the token unencrypted.
     """
 
     def __init__(
-        self, url: str = "", token: Callable[[], str] = find_token, inference: str = "", ca_file: str | None = None
+        self, url: str = "", token: Callable[[], str] | None = None, inference: str = "", ca_file: str | None = None
     ) -> None:
         url = _checked_url(url or os.environ.get("MLAAS4HEP_URL", ""))
-        self._token = token
+        self._token = token or UserToken(url)
         self._inference = _checked_url(inference) if inference else url
         verify = httpx.create_ssl_context(ca_file) if ca_file else True
         self._http = httpx.Client(base_url=url, timeout=_TIMEOUT, verify=verify)

@@ -7,11 +7,12 @@ import os
 import re
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from mlaas4hep.client import Client, ServiceError, find_token
+from mlaas4hep.client import Client, ServiceError, UserToken
 from mlaas4hep.errors import MlaasError, UsageError
 from mlaas4hep.notebook import watch
 from tests.serving_parts import collisions, write_tree
@@ -94,22 +95,39 @@ def test_a_token_is_never_sent_in_the_clear(url: str, monkeypatch: pytest.Monkey
 def test_the_token_comes_from_file_environment_or_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("MLAAS4HEP_TOKEN", "MLAAS4HEP_TOKEN_FILE", "OIDC_ACCOUNT"):
         monkeypatch.delenv(name, raising=False)
+    token = UserToken("https://ml.example.org/")
     with pytest.raises(UsageError, match="no token"):
-        find_token()
+        token()
+    asked, until = tmp_path / "asked", tmp_path / "until"
+    until.write_text(f"{time.time() + 300:.0f}")
     agent = tmp_path / "oidc-token"
-    agent.write_text('#!/bin/sh\n[ "$2" = mine ] && echo of-agent || { echo "no such account" >&2; exit 1; }\n')
+    agent.write_text(
+        f'#!/bin/sh\necho "$*" >> {asked}\n'
+        f'case "$*" in *mine) printf "%s\\n" of-agent https://iam $(cat {until});; *odd) echo odd;;'
+        ' *) echo "no such account" >&2; exit 1;; esac\n'
+    )
     agent.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("OIDC_ACCOUNT", "other")
     with pytest.raises(UsageError, match="no such account"):
-        find_token()
+        token()
+    monkeypatch.setenv("OIDC_ACCOUNT", "odd")
+    with pytest.raises(UsageError, match="is no token"):
+        token()
+    asked.unlink()
     monkeypatch.setenv("OIDC_ACCOUNT", "mine")
-    assert find_token() == "of-agent"
+    assert [token(), token()] == ["of-agent"] * 2
+    assert asked.read_text() == "--all --aud=https://ml.example.org --time=60 -- mine\n"
+    # one that ends soon is replaced each time
+    until.write_text(f"{time.time() + 5:.0f}")
+    soon = UserToken("https://ml.example.org:8443")
+    assert [soon(), soon()] == ["of-agent"] * 2
+    assert asked.read_text().count("--aud=https://ml.example.org:8443 ") == 2
     (tmp_path / "token").write_text("of-file\n")
     monkeypatch.setenv("MLAAS4HEP_TOKEN_FILE", str(tmp_path / "token"))
-    assert find_token() == "of-file"
+    assert token() == "of-file"
     monkeypatch.setenv("MLAAS4HEP_TOKEN", "of-environment")
-    assert find_token() == "of-environment"
+    assert token() == "of-environment"
 
 
 class Unreliable:
