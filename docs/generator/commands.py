@@ -79,6 +79,11 @@ class Line:
     text: str
     whole: bool
 
+    @property
+    def command(self) -> str:
+        """What one types of it: without a remark, and without brackets around what may be left out."""
+        return re.sub(r" {2,}.*|\s#.*|[\[\]]", "", self.text)
+
 
 def written(page: Path) -> Iterator[Line]:
     """The lines of both commands in a page: those of blocks, and those between backquotes."""
@@ -102,16 +107,16 @@ def written(page: Path) -> Iterator[Line]:
 
 def mistake(line: Line) -> str:
     """What the command line would refuse of a line, or nothing; it is parsed and not run."""
-    words = _words(line.text)
+    words = _words(line.command)
     while words and (words[0] == "sudo" or "=" in words[0]):
         del words[0]
     return _mistake(ROOTS[words[0]], words[0], words[1:], line.whole)
 
 
 def _words(text: str) -> list[str]:
-    """The words of the first command of a line: without a remark two columns further, and what it is piped to."""
+    """The words of the first of the commands of a line."""
     words = []
-    for word in shlex.split(re.split(r" {2,}", text)[0].replace("[", "").replace("]", ""), comments=True):
+    for word in shlex.split(text, comments=True):
         if word in _ENDS:
             break
         words.append(word)
