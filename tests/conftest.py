@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -159,6 +160,27 @@ class Command:
         assert done.returncode == status, f"provision {' '.join(words)}: {done.stdout}{done.stderr}"
         assert "Traceback" not in done.stdout + done.stderr
         return done.stderr
+
+    @contextlib.contextmanager
+    def connected(self, name: str) -> Iterator[dict[str, Any]]:
+        """What `provision connect` tells, for as long as it runs."""
+        with subprocess.Popen(
+            ["provision", "connect", name, "--json"],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                lines: list[str] = []
+                # indented JSON ends with a brace at the beginning of a line
+                while lines[-1:] != ["}\n"]:
+                    lines.append(process.stdout.readline())
+                    assert lines[-1], process.communicate()[1]
+                yield json.loads("".join(lines))
+            finally:
+                process.terminate()
 
     def logs(self) -> str:
         """All that its log files, records and configurations hold, but for the private keys."""

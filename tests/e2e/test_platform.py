@@ -259,32 +259,16 @@ class TestOnThisComputer:
         ready("doctor")
 
     def test_tunnels_lead_to_what_it_serves(self, ready: Command):
-        with subprocess.Popen(
-            ["provision", "connect", "here", "--json"],
-            env=ready.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            try:
-                lines: list[str] = []
-                # indented JSON ends with a brace at the beginning of a line
-                while lines[-1:] != ["}\n"]:
-                    lines.append(process.stdout.readline())
-                    assert lines[-1], process.communicate()[1]
-                shown = json.loads("".join(lines))
-                urls = {tunnel["name"]: tunnel["url"] for tunnel in shown["tunnels"]}
-                assert {"service", "inference", "inference by gRPC"} <= set(urls)
-                token = Path(shown["token_file"])
-                assert token.stat().st_mode & 0o077 == 0
-                request = urllib.request.Request(
-                    f"{urls['service']}/api/v1/me", headers={"Authorization": f"Bearer {token.read_text().strip()}"}
-                )
-                with urllib.request.urlopen(request, timeout=60) as answer:
-                    assert "local" in json.load(answer).values()
-            finally:
-                process.terminate()
+        with ready.connected("here") as shown:
+            urls = {tunnel["name"]: tunnel["url"] for tunnel in shown["tunnels"]}
+            assert {"service", "inference", "inference by gRPC"} <= set(urls)
+            token = Path(shown["token_file"])
+            assert token.stat().st_mode & 0o077 == 0
+            request = urllib.request.Request(
+                f"{urls['service']}/api/v1/me", headers={"Authorization": f"Bearer {token.read_text().strip()}"}
+            )
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert "local" in json.load(answer).values()
         assert not token.exists()
 
     def test_the_log_of_its_creation_is_shown(self, ready: Command):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,28 +29,6 @@ pytestmark = [pytest.mark.machine, long]
 NAME = "hublab"
 PERSONAL = ["create", NAME, "--cloud", "local", "--disk", "10GB", "--jupyter", "--idle-stop", "8h", "--yes"]
 ACTIVITY = ["sudo", "systemctl", "start", "platform-activity.service"]
-
-
-@contextlib.contextmanager
-def connected(provision: Command, name: str) -> Iterator[dict[str, Any]]:
-    """What `provision connect` tells while it runs."""
-    with subprocess.Popen(
-        ["provision", "connect", name, "--json"],
-        env=provision.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            lines: list[str] = []
-            # indented JSON ends with a brace at the beginning of a line
-            while lines[-1:] != ["}\n"]:
-                lines.append(process.stdout.readline())
-                assert lines[-1], process.communicate()[1]
-            yield json.loads("".join(lines))
-        finally:
-            process.terminate()
 
 
 class Notebook:
@@ -160,7 +137,7 @@ class TestPersonal:
             provision("delete", NAME, "--yes")
 
     def test_a_kernel_of_the_framework_is_reached_by_tunnel_and_token(self, ready: Command):
-        with connected(ready, NAME) as shown:
+        with ready.connected(NAME) as shown:
             url = next(tunnel["url"] for tunnel in shown["tunnels"] if tunnel["name"] == "notebook")
             token = Path(shown["notebook_token_file"])
             assert token.stat().st_mode & 0o077 == 0
