@@ -218,7 +218,7 @@ class TestPersonal:
         assert {"mlaas4hep : Use the new virtual environment", "jupyter : Use the new virtual environment"} <= set(done)
         assert {"mlaas4hep : Restart the service", "jupyter : Restart notebooks"} <= set(done)
         assert ready(*there, "ls", place).count("venv-") == 1
-        with connected(ready, NAME) as shown:
+        with ready.connected(NAME) as shown:
             url = next(tunnel["url"] for tunnel in shown["tunnels"] if tunnel["name"] == "notebook")
             authorization = {"Authorization": f"token {Path(shown['notebook_token_file']).read_text().strip()}"}
             with httpx.Client(base_url=url, headers=authorization, timeout=300) as client:
