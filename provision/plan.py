@@ -373,6 +373,8 @@ class MachineSteps:
         uid = self.platform.uid
         self._wait_for_cloud_init()
         with Remote(self.folder) as remote:
+            # a machine that boots beside others may be too busy to answer each time that it is asked
+            remote.wait(SSH_SECONDS, self._still_running)
             public = remote.run(["sudo", "sh", "-c", MAKE_HOST_KEY]).strip()
             write_known_hosts(self.folder, uid, first, public)
             remote.run(["sudo", "sh", "-c", TAKE_HOST_KEY])
@@ -421,6 +423,7 @@ class MachineSteps:
         """What a command prints on each of the platform's machines."""
         for machine in self.platform.machines:
             with Remote(machine.machine_folder) as remote:
+                remote.wait(SSH_SECONDS)
                 yield remote.run(words, check=False)
 
     def _make_roles(self) -> Resource:

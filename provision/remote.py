@@ -78,7 +78,9 @@ def write_ssh_config(folder: Folder, uid: str, access: Access, gateway: Folder |
     """Write a machine's own ssh configuration, with strict checking against its own known_hosts.
 
     That of a worker leads through the `gateway`, the platform's own machine, whose configuration knows all workers.
+    ssh counts the time for the first of the two connections as well, so it has more.
     """
+    patience = CONNECT_SECONDS * (3 if gateway else 1)
     identities = access.identities or (home_path(folder.key),)
     # first of all lines: below a Host line it would hold for that host only
     workers = [f"Include {home_path(folder.workers / '*' / 'ssh_config')}"] if folder.workers.is_dir() else []
@@ -95,13 +97,13 @@ def write_ssh_config(folder: Folder, uid: str, access: Access, gateway: Folder |
         "  GlobalKnownHostsFile none",
         "  StrictHostKeyChecking yes",
         "  UpdateHostKeys no",
-        f"  ConnectTimeout {CONNECT_SECONDS}",
+        f"  ConnectTimeout {patience}",
         "  ServerAliveInterval 15",
         "  ServerAliveCountMax 4",
     ]
     if gateway:
-        way = f"-F {home_path(gateway.ssh_config)} -o BatchMode=yes -W [%h]:%p {gateway.name}"
-        lines.append(f"  ProxyCommand ssh {way}")
+        options = f"-F {home_path(gateway.ssh_config)} -o BatchMode=yes -o ConnectTimeout={patience}"
+        lines.append(f"  ProxyCommand ssh {options} -W [%h]:%p {gateway.name}")
     elif access.jump:
         # a ProxyCommand, not ProxyJump: the way to the jump host is the user's own, with the user's own configuration
         lines.append(f"  ProxyCommand ssh -W [%h]:%p ssh://{access.jump}")

@@ -172,7 +172,8 @@ class SlurmExecutor:
         """
         nodes = self._rest.nodes(self._settings.account or pwd.getpwuid(os.geteuid()).pw_name)
         if len(nodes) < count:
-            raise MlaasError(f"The cluster has {len(nodes)} nodes, and not {count}.", "Ask for fewer.")
+            have = f"{len(nodes)} node{'s' * (len(nodes) != 1)}"
+            raise MlaasError(f"The cluster has {have}, and not {count}.", "Ask for fewer.")
         memory = min(int(node["real_memory"]) for node in nodes) - _SUPERVISOR_MIB
         cpus = min(int(node["cpus"]) for node in nodes)
         gpus = min(_gpus(str(node.get("gres") or "")) for node in nodes)

@@ -128,5 +128,5 @@ def test_a_worker_is_reached_through_the_platforms_own_machine(tmp_path: Path):
     write_ssh_config(folder.worker(1), record.uid, Access(host="10.0.0.2", user="u"), gateway=folder)
     own, worker = folder.ssh_config.read_text(), folder.worker(1).ssh_config.read_text()
     assert own.startswith(f"Include {folder.workers}/*/ssh_config\nHost higgs\n")
-    assert f"ProxyCommand ssh -F {folder.ssh_config} -o BatchMode=yes -W [%h]:%p higgs\n" in worker
+    assert f"ProxyCommand ssh -F {folder.ssh_config} -o BatchMode=yes -o ConnectTimeout=15 -W [%h]:%p higgs\n" in worker
     assert f"IdentityFile {folder.key}\n" in worker and "HostKeyAlias provision-higgs-w1-0123456789" in worker
