@@ -1,21 +1,24 @@
 """Faults of a cloud: a transport that makes chosen calls of the SDK fail, over a real cloud.
 
-`OS_CLIENT_CONFIG_FILE=clouds.yaml python -m tests.faults CLOUD` tries every call of sign-in, create, stop, start,
-resize and delete with every kind of fault, one at a time, and writes the table of docs/faults.md. That takes an hour;
-the suite tries the dangerous ones, several in one command, and compares.
+`OS_CLIENT_CONFIG_FILE=clouds.yaml python -m tests.faults CLOUD` tries every call of sign-in, create, scale, stop,
+start, resize and delete with every kind of fault, one at a time, and writes the table of docs/faults.md as it goes.
+That takes hours; `python -m tests.faults CLOUD PART...` tries some of PARTS only, so that several projects share the
+work. The suite tries the dangerous ones, several in one command, and compares.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +30,11 @@ from provision.clouds.base import Offer, Platform, Step
 from provision.clouds.openstack import OpenStackCloud
 from provision.errors import ProvisionError
 from provision.plan import Plan, make_plan, undo
-from provision.record import Home
+from provision.record import DATA_VOLUME, Home, Resource
+from provision.scale import Scale
 from provision.spec import PlatformSpec
 from tests.conftest import REPOSITORY, Silent
-from tests.devcloud.fixtures import TestCloud, connect
+from tests.devcloud.fixtures import TestCloud, connect, listing
 
 PAGE = REPOSITORY / "docs" / "faults.md"
 KINDS = {
@@ -42,6 +46,7 @@ KINDS = {
 """Kinds of fault. A call that only reads has no work that could be done or not: it has two of them."""
 READ_KINDS = ("error", "late")
 COMPLETES, NEXT = "completes", "next command"
+WORKER = "worker-1"
 
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|(?<=/)[0-9a-f]{32}\b")
 _NAME = re.compile(r"provision-[a-z0-9-]+")
@@ -191,6 +196,14 @@ def try_all_lasting(operation: Operation, kind: str, outcomes: Outcomes) -> None
         _note(outcomes, operation, faults, outcome)
 
 
+def try_each_once(operation: Operation, kind: str, outcomes: Outcomes) -> None:
+    """Have every call of the operation fail once, all in one run, which has to come to its end."""
+    faults = Faults(kind, lasting=False, most=100, reads=kind in READ_KINDS)
+    outcome = _outcome(operation, faults)
+    operation.check(True)
+    _note(outcomes, operation, faults, outcome)
+
+
 def _outcome(operation: Operation, faults: Faults) -> str:
     try:
         with failing(faults):
@@ -239,14 +252,16 @@ class Trial:
     """
 
     def __init__(self, cloud: TestCloud, home: Home) -> None:
-        spec = PlatformSpec(name="faulty", cloud=cloud.name, cpus=1, memory=1, disk=10)
+        self.observer = connect(cloud)
+        spec = PlatformSpec(name="faulty", cloud=cloud.name, cpus=1, memory=1, disk=10, workers=1)
+        if self.observer.has_service("block-storage"):
+            spec = spec.model_copy(update={"data_volume": 1.0})
         self.cloud = OpenStackCloud(cloud.name, pauses=(0.0,) * 4)
         planned = cloud_plan(spec, home, pauses=())
         self.name = cloud.name
         self.cache = home.cache
         self.offer: Offer = planned.offer
         self.platform: Platform = planned.platform
-        self.observer = connect(cloud)
         self.hasty = OpenStackCloud(cloud.name, pauses=(0.0,))
         for opened in (self.cloud, self.hasty):
             opened.check(spec)  # so that it has signed in, and knows the services
@@ -259,24 +274,44 @@ class Trial:
         listings: dict[str, Callable[[], Any]] = {
             "keypair": compute.keypairs,
             "server": compute.servers,
+            WORKER: compute.servers,
+            "data-volume": self._volumes,
+            "volume-attachment": lambda: [entry for volume in self._volumes() for entry in volume.attachments],
             "router-interface": lambda: network.ports(**project, device_owner="network:router_interface"),
             "floating-ip": lambda: network.ips(**project),
         }
         usual = getattr(network, f"{key.replace('-', '_')}s", None)
         return len(list(listings[key]() if key in listings else usual(**project)))
 
-    def make(self, key: str) -> None:
-        """Take the step as `provision create` does."""
-        plan = CloudPlan(self.cloud, self.platform, self.cache, self.offer, bare=True, resumed=True)
+    def _volumes(self) -> list[Any]:
+        return list(self.observer.block_storage.volumes())
+
+    def make(self, key: str, **values: str) -> None:
+        """Take the step as `provision create` does; `values` are what was chosen otherwise than in the offer."""
+        offer = replace(self.offer, values=self.offer.values | values)
+        plan = CloudPlan(self.cloud, self.platform, self.cache, offer, bare=True, resumed=True)
         plan.key = key
         plan.execute(Silent())
         self.platform = plan.platform
 
     def remove(self, key: str) -> None:
         """Remove what the step has made, as `provision delete` does."""
+        if key == "volume-attachment":
+            self._detach()
+        else:
+            self.cloud.remove(self.platform, self._resource(key))
+
+    def _resource(self, key: str) -> Resource:
         entry = self.platform.record.entry(key)
         assert entry is not None and entry.resource is not None, key
-        self.cloud.remove(self.platform, entry.resource)
+        return entry.resource
+
+    def _detach(self) -> None:
+        """What no command does: a volume is let go of when its server goes."""
+        server, volume = self._resource("volume-attachment").id.split("/")
+        self.observer.compute.delete_volume_attachment(server, volume)
+        storage = self.observer.block_storage
+        storage.wait_for_status(storage.get_volume(volume), "available", interval=0.5)
 
     def creation(self, key: str) -> Operation:
         """The step's making, where its thing is not there."""
@@ -296,6 +331,60 @@ class Trial:
             lambda: self.remove(key),
             lambda: self.make(key),
             lambda done: _expect(self.count(key), expected, key, done),
+        )
+
+    def life(self, key: str) -> Iterator[Operation]:
+        """How the step's thing comes and goes; each operation is made when the one before has been done."""
+        yield self.creation(key)
+        if key == "data-volume":
+            yield self.keeping()
+            yield self.taking()
+        if key == WORKER:
+            yield self.fewer()
+        elif key != "volume-attachment":
+            yield self.removal(key)
+
+    def _is_kept(self) -> bool:
+        identity = self._resource("data-volume").id
+        return next(volume.kept for volume in self.cloud.volumes() if volume.id == identity)
+
+    def keeping(self) -> Operation:
+        """The deletion that keeps the data volume."""
+        take, check = self._taking()
+        return Operation(f"delete: {DATA_VOLUME} kept", self._keep, take, lambda done: check(done, True))
+
+    def taking(self) -> Operation:
+        """The creation that takes the volume that was kept."""
+        take, check = self._taking()
+        return Operation(f"create: {DATA_VOLUME} kept before", take, self._keep, lambda done: check(done, False))
+
+    def _keep(self) -> None:
+        self.cloud.keep_volume(self.platform, self._resource("data-volume"))
+
+    def _taking(self) -> tuple[Callable[[], None], Callable[[bool, bool], None]]:
+        """How the volume is taken, and what looks whether it is kept (or not) and no other was made."""
+        identity, expected = self._resource("data-volume").id, self.count("data-volume")
+
+        def check(done: bool, kept: bool) -> None:
+            _expect(self._is_kept(), kept, "kept", done)
+            _expect(self.count("data-volume"), expected, "data volumes", done)
+
+        return lambda: self.make("data-volume", volume=identity), check
+
+    def fewer(self) -> Operation:
+        """The removal of the worker by `provision scale`, where it is there."""
+        spec = self.platform.spec.model_copy(update={"workers": 0})
+        expected = self.count(WORKER) - 1
+
+        def run() -> None:
+            change = Scale(self.cloud, self.platform, self.cache, spec, Offer({}), roles=False, resumed=False)
+            change._remove(self.platform.of_worker(1))
+
+        return Operation(
+            "scale: one worker fewer",
+            run,
+            lambda: self.make(WORKER),
+            lambda done: _expect(self.count(WORKER), expected, WORKER, done),
         )
 
     def power(self, verb: str) -> Operation:
@@ -340,6 +429,7 @@ class Trial:
 
     def repeatable(self) -> list[Operation]:
         """What changes nothing when it is done twice; tried again once only, to save time."""
+        two = self.platform.spec.model_copy(update={"workers": 2})
         return [
             Operation("every command: sign-in", lambda: OpenStackCloud(self.name, (0.0,)).state(self.platform)),
             Operation("every command: its turn", self._take_turn),
@@ -347,6 +437,8 @@ class Trial:
             Operation("create: address for SSH", lambda: self.hasty.access(self.platform)),
             Operation("create: host-key", lambda: self.hasty.publish_host_key(self.platform, "ssh-ed25519 AAAA")),
             Operation("delete: what is there", lambda: self.hasty.discover(self.platform)),
+            Operation("scale: plan", lambda: self.hasty.check_workers(self.platform, two)),
+            Operation("scale, resize: record", lambda: self.hasty.publish(self.platform)),
         ]
 
     def _take_turn(self) -> None:
@@ -362,16 +454,22 @@ def some(trial: Trial) -> Outcomes:
     """What is dangerous: lost answers of all that writes, late ones of creations, and for some steps lasting errors."""
     outcomes: Outcomes = defaultdict(dict)
     for key in trial.steps:
+        if key == WORKER:
+            continue  # made and removed as the server is
         if key == "server":
             try_all_lasting(trial.creation(key), "error", outcomes)
             try_all_lasting(trial.removal(key), "error", outcomes)
-        try_writing(trial.creation(key), "lost", 4, outcomes)
-        if key.startswith("router"):
-            continue  # Neutron takes seconds for what concerns routers
-        try_writing(trial.removal(key), "lost", 4, outcomes)
-        try_writing(trial.creation(key), "late", 1, outcomes)
+        for operation in trial.life(key):
+            try_writing(operation, "lost", 4, outcomes)
+            if key.startswith("router"):
+                break  # Neutron takes seconds for what concerns routers
+        else:
+            if key == "volume-attachment":
+                trial.remove(key)
+            try_writing(trial.creation(key), "late", 1, outcomes)
     for operation in trial.repeatable():
-        if operation.name not in ("create: plan", "delete: what is there"):  # many calls, all of them reading
+        # the others are many calls, all of them reading, or as those before
+        if operation.name not in ("create: plan", "delete: what is there", "scale: plan"):
             try_one_at_a_time(operation, "error", True, outcomes)
     for verb in ("stop", "start"):
         try_all_lasting(trial.power(verb), "error", outcomes)
@@ -381,32 +479,51 @@ def some(trial: Trial) -> Outcomes:
     return outcomes
 
 
-def all_of_them(trial: Trial) -> Outcomes:
-    """All calls, each with every kind of fault, once and lasting."""
+PARTS = ("keypair", "security-group", "network", "subnet", "router", "router-interface", "data-volume", "server")
+PARTS += ("volume-attachment", "floating-ip", WORKER, "commands", "power", "size")
+"""What can be tried alone: steps, what all commands do, stop and start, and the size."""
+_ALL_MODES = [(kind, lasting) for kind in KINDS for lasting in (False, True)]
+
+
+def all_of_them(trial: Trial, parts: Sequence[str], keep: Callable[[Outcomes], object]) -> None:
+    """All calls of these parts, each with every kind of fault, once and lasting; `keep` gets the outcomes so far."""
     outcomes: Outcomes = defaultdict(dict)
-    modes = [(kind, lasting) for kind in KINDS for lasting in (False, True)]
+
+    def every_mode(operations: Callable[[], Iterable[Operation]]) -> None:
+        for mode in _ALL_MODES:
+            for operation in operations():
+                try_one_at_a_time(operation, *mode, outcomes)
+                keep(outcomes)
+
+    def life(key: str) -> Iterator[Operation]:
+        yield from trial.life(key)
+        if key == "volume-attachment":
+            trial.remove(key)
+
     for key in trial.steps:
-        for mode in modes:
-            try_one_at_a_time(trial.creation(key), *mode, outcomes)
-            try_one_at_a_time(trial.removal(key), *mode, outcomes)
+        if key in parts:
+            every_mode(partial(life, key))
         trial.make(key)
-    for mode in modes:
-        for operation in trial.repeatable():
-            try_one_at_a_time(operation, *mode, outcomes)
-        for verb in ("stop", "start"):
-            try_one_at_a_time(trial.power(verb), *mode, outcomes)
-    sizes(trial, outcomes)
-    return outcomes
+    if "commands" in parts:
+        every_mode(trial.repeatable)
+    if "power" in parts:
+        every_mode(lambda: map(trial.power, ("stop", "start")))
+    if "size" in parts:
+        for operation in trial.sizing():
+            sizes(operation, outcomes)
+            keep(outcomes)
 
 
-def sizes(trial: Trial, outcomes: Outcomes) -> None:
-    """What changes the size: only what is dangerous, as each try is a whole resize."""
-    for operation in trial.sizing():
-        try_all_lasting(operation, "error", outcomes)
+def sizes(operation: Operation, outcomes: Outcomes) -> None:
+    """A change of size with every kind of fault: several calls fail in one change where they may, as it is slow."""
+    for kind in KINDS:
+        if kind == "late":  # the second one would end the command
+            try_one_at_a_time(operation, kind, False, outcomes)
+        else:
+            try_each_once(operation, kind, outcomes)
         operation.restore()
-        for kind in ("lost", "late"):
-            try_writing(operation, kind, 1, outcomes)
-            operation.restore()
+        try_all_lasting(operation, kind, outcomes)
+        operation.restore()
 
 
 MODES = [mode for kind in KINDS for mode in (kind, f"{kind}, lasting")]
@@ -430,17 +547,30 @@ def read_table(page: str) -> Outcomes:
     return outcomes
 
 
-def main(cloud: TestCloud) -> None:
-    """Try all and write the table of the page."""
+def write_table(outcomes: Outcomes) -> None:
+    """Write these outcomes into the table of the page, which several processes may do in turn."""
+    with PAGE.open("r+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        page = file.read()
+        known = read_table(page)
+        for row, found in outcomes.items():
+            known[row] |= found
+        file.seek(0)
+        file.write(page[: page.index(_FIRST)] + table(known))
+        file.truncate()
+
+
+def main(cloud: TestCloud, parts: Sequence[str]) -> None:
+    """Try these parts, and write what becomes of them into the table of the page."""
+    before = listing(cloud)
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(cloud, Home(Path(folder)))
         try:
-            outcomes = all_of_them(trial)
+            all_of_them(trial, parts, write_table)
         finally:
-            undo(trial.cloud, trial.platform, Silent())
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(page[: page.index(_FIRST)] + table(outcomes), encoding="utf-8")
+            undo(trial.cloud, trial.platform, Silent(), keep_data=False)
+    assert listing(cloud) == before
 
 
 if __name__ == "__main__":
-    main(TestCloud(sys.argv[1], Path(os.environ["OS_CLIENT_CONFIG_FILE"]), development=False))
+    main(TestCloud(sys.argv[1], Path(os.environ["OS_CLIENT_CONFIG_FILE"]), development=False), sys.argv[2:] or PARTS)
