@@ -501,7 +501,13 @@ def all_of_them(trial: Trial, parts: Sequence[str], keep: Callable[[Outcomes], o
             trial.remove(key)
 
     for key in trial.steps:
-        if key in parts:
+        if key == WORKER:  # the calls are those of the server
+            for operation in trial.life(key) if key in parts else ():
+                try_together(operation, outcomes)
+                keep(outcomes)
+                if operation.name == f"create: {key}":
+                    trial.make(key)
+        elif key in parts:
             every_mode(partial(life, key))
         trial.make(key)
     if "commands" in parts:
@@ -510,12 +516,12 @@ def all_of_them(trial: Trial, parts: Sequence[str], keep: Callable[[Outcomes], o
         every_mode(lambda: map(trial.power, ("stop", "start")))
     if "size" in parts:
         for operation in trial.sizing():
-            sizes(operation, outcomes)
+            try_together(operation, outcomes)
             keep(outcomes)
 
 
-def sizes(operation: Operation, outcomes: Outcomes) -> None:
-    """A change of size with every kind of fault: several calls fail in one change where they may, as it is slow."""
+def try_together(operation: Operation, outcomes: Outcomes) -> None:
+    """A slow operation with every kind of fault: several calls fail in one run where that may be."""
     for kind in KINDS:
         if kind == "late":  # the second one would end the command
             try_one_at_a_time(operation, kind, False, outcomes)
