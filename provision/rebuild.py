@@ -8,6 +8,7 @@ from pathlib import Path
 
 from provision.change import Change, always, begun, chosen, ensure_complete
 from provision.clouds.base import Cloud, Platform, Step
+from provision.configure import image_digest
 from provision.errors import UsageError
 from provision.framework import find_framework
 from provision.plan import MachineSteps, Progress, carry_out, forget_first_host_key, with_keys
@@ -25,7 +26,8 @@ class Rebuild(Change):
 
     def steps(self, note: Callable[[str], None]) -> list[Step]:
         """What is done, in this order."""
-        machine = MachineSteps(self.cloud, self.platform, self.cache, note)
+        baked = bool(self.offer.values.get("baked"))
+        machine = MachineSteps(self.cloud, self.platform, self.cache, note, baked)
         steps = [always("record", 1, self.keep)]
         if not self._made:
             image = next(iter(self.offer.facts.values()), "")
@@ -72,7 +74,8 @@ def plan_rebuild(cloud: Cloud, record: Record, folder: Folder, cache: Path, imag
         record: the platform's record.
         folder: its folder.
         cache: where wheels are.
-        image: name or id of an image; None for the one that was asked for before, else the newest that the roles serve.
+        image: name or id of an image; None for the one that was asked for before, else what a creation would take: one
+            that was baked for such a platform, or the newest that the roles serve.
 
     Raises UsageError when another change is unfinished; ProvisionError when the cloud cannot.
     """
@@ -88,7 +91,7 @@ def plan_rebuild(cloud: Cloud, record: Record, folder: Folder, cache: Path, imag
         spec = record.spec.model_copy(update={"image": before["wishes"] or None})
         return Rebuild(cloud, platform, cache, spec, offer, roles, resumed=True)
     spec = record.spec.model_copy(update={"image": image or record.spec.image})
-    offer = cloud.check_image(platform, spec)
-    if record.state == "ready":
-        find_framework(spec.mlaas4hep, cache)
-    return Rebuild(cloud, platform, cache, spec, offer, record.state == "ready", resumed=False)
+    roles = record.state == "ready"
+    baked = image_digest(spec, find_framework(spec.mlaas4hep, cache)) if roles else ""
+    offer = cloud.check_image(platform, spec, baked=baked)
+    return Rebuild(cloud, platform, cache, spec, offer, roles, resumed=False)

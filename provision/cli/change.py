@@ -52,7 +52,7 @@ def resize(
 def rebuild(
     name: str = _NAME,
     image: str | None = typer.Option(
-        None, help="Name or id of an image.  [as at the creation, else the newest that the roles serve]"
+        None, help="Name or id of an image.  [as at the creation: the one asked for, a baked one, or the newest]"
     ),
     yes: bool = _YES,
     dry_run: bool = _DRY_RUN,

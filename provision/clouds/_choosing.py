@@ -130,20 +130,23 @@ class Choosing:
                 "Ask for less, delete what is not needed, or ask the cloud's administrators for more.",
             )
 
-    def system(self, spec: PlatformSpec, server: Any) -> Offer:
+    def system(self, spec: PlatformSpec, server: Any, baked: str = "") -> Offer:
         """The image on which a server that is there could be rebuilt; see `check_image`."""
-        image, choices = self._choose_image(spec)
         present = _present(server, self._flavors())
-        if present.disk and (present.disk < image.min_disk or present.ram < image.min_ram):
+        image, choices = self._choose_image(spec, baked)
+        if _too_small(present, image) and not spec.image and fits_baked(image, baked):
+            image, choices = self._choose_image(spec)  # a plain one needs less
+        if _too_small(present, image):
             raise ProvisionError(
                 f"The image {image.name} needs {image.min_disk} GB disk and {image.min_ram / 1024:g} GB memory;"
                 f" {server.name} has {present}.",
                 f"Choose another image, or first: `provision resize {server.name}`.",
             )
+        is_baked = fits_baked(image, baked)
         return Offer(
-            facts={"image": f"{image.name} ({image})"},
+            facts={"image": f"{image.name} ({image}{', baked' * is_baked})"},
             choices=tuple(choices),
-            values={"image": image.id, "baked": ""},
+            values={"image": image.id, "baked": image.name if is_baked else ""},
         )
 
     def _image_of(self, server: Any) -> Image:
@@ -329,6 +332,10 @@ def _present(server: Any, flavors: list[Flavor]) -> Flavor:
     told = server.flavor
     found = next((flavor for flavor in flavors if told.id in (flavor.id, flavor.name)), None)
     return found or Flavor("", told.name or told.id, told.vcpus or 0, told.ram or 0, told.disk or 0)
+
+
+def _too_small(present: Flavor, image: Image) -> bool:
+    return bool(present.disk) and (present.disk < image.min_disk or present.ram < image.min_ram)
 
 
 def _smaller_disk(flavor: Flavor, present: Flavor) -> str:

@@ -338,9 +338,9 @@ class Cloud(ABC):
         del spec
         raise _not_ours(platform)
 
-    def check_image(self, platform: Platform, spec: PlatformSpec) -> Offer:
-        """Choose the image that the machine could be rebuilt on; writes nothing."""
-        del spec
+    def check_image(self, platform: Platform, spec: PlatformSpec, *, baked: str = "") -> Offer:
+        """Choose the image that the machine could be rebuilt on; writes nothing. For `baked`, see `check`."""
+        del spec, baked
         raise _not_ours(platform)
 
     def rebuild(self, platform: Platform) -> None:

@@ -243,16 +243,17 @@ class LocalCloud(Cloud):
         )
         return Offer(facts=_size(spec, _gpus(spec.gpu) if spec.gpu else []), quotas=_affordable(quotas))
 
-    def check_image(self, platform: Platform, spec: PlatformSpec) -> Offer:
-        """The computer's release is the only image there is."""
+    def check_image(self, platform: Platform, spec: PlatformSpec, *, baked: str = "") -> Offer:
+        """The computer's release is the only system there is, plain or baked."""
         del platform
         _computer.require_maker()
         self._check_image(spec)
-        return Offer(facts=self._image(), values={"baked": ""})
+        image = self.images().find(baked) if baked else None
+        return Offer(facts=self._image(baked, image), values={"baked": image.name if image else ""})
 
     def rebuild(self, platform: Platform) -> None:
         """Make the root folder anew; the network stays, and with it the address."""
-        _Local(self, platform).renew_root()
+        _Local(self, platform, platform.record.values.get("baked", "")).renew_root()
         self.start(platform)
 
     def console(self, platform: Platform) -> str:
@@ -292,19 +293,20 @@ class _Local:
     def find_root(self) -> Resource | None:
         return self.root_resource() if _image.marked(self.root, self.uid) else None
 
+    def _built_image(self) -> Path:
+        image = self.image()
+        return image if image.exists() else _image.build(self.cloud.recipe, self.cloud.home.cache)
+
     def make_root(self) -> Resource:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        image = self.image()
-        if not image.exists():
-            image = _image.build(self.cloud.recipe, self.cloud.home.cache)
-        _image.make_root(image, self.root, self.platform, _network.resolver())
+        _image.make_root(self._built_image(), self.root, self.platform, _network.resolver())
         return self.root_resource()
 
     def renew_root(self) -> None:
         """Put a new root folder in the place of one whose host key is not the platform's."""
         former = self.root.with_name("root.former")
         if self.find_root() and not _image.has_host_key(self.root, self.platform.host_public_key):
-            _image.build(self.cloud.recipe, self.cloud.home.cache)  # before anything is lost
+            self._built_image()  # before anything is lost
             _container.halt(self.machine)
             _computer.remove_tree(former)
             self.root.rename(former)

@@ -277,9 +277,9 @@ class OpenStackCloud(Cloud):
         self._changing.restore_size(platform)
 
     @_insistent
-    def check_image(self, platform: Platform, spec: PlatformSpec) -> Offer:
+    def check_image(self, platform: Platform, spec: PlatformSpec, *, baked: str = "") -> Offer:
         """See the contract."""
-        return self._choosing.system(spec, self._changed_server(platform))
+        return self._choosing.system(spec, self._changed_server(platform), baked)
 
     @_insistent
     def rebuild(self, platform: Platform) -> None:

@@ -62,6 +62,16 @@ def played(command: Command, name: str) -> dict[str, float]:
     return seconds
 
 
+def rebuilt(command: Command, name: str) -> None:
+    """Make the system anew, of the baked image again: nothing is installed, and keys and token are other ones."""
+    before = digests(command, name, OWN[2])
+    assert "baked" in json.loads(command("rebuild", name, "--dry-run", "--json"))["facts"]["image"]
+    command("rebuild", name, "--yes")
+    assert not [task for task in played(command, name) if "nstall" in task]
+    assert "ok" in command("ssh", name, "--", "curl", "-s", "--retry", "60", "--retry-connrefused", READY)
+    assert not before & digests(command, name, OWN[2])
+
+
 def test_an_image_holds_nothing_of_the_machine_it_was_made_of(command: Command, tmp_path: Path):
     [image] = json.loads(command("image", "list", "--json"))
     packed = command.home / "provision" / "images" / image["name"] / "root.tar.zst"
@@ -88,6 +98,7 @@ def test_machines_of_one_image_are_made_quickly_and_share_no_secret(command: Com
     assert not [name for name in tasks if "nstall" in name]
     assert {"mlaas4hep : Write the settings", "mlaas4hep : Start the service", "Write the record"} <= set(tasks)
     assert "ok" in command("ssh", "one", "--", "curl", "-s", "--retry", "60", "--retry-connrefused", READY)
+    rebuilt(command, "one")
     command("create", "two", *SMALL, *framework, *SHARED)
     assert "web_proxy : Install nginx" in played(command, "two")
     first = digests(command, "one", OWN[2])
@@ -124,6 +135,7 @@ def test_a_platform_of_an_uploaded_image(command: Command, framework: list[str],
         cloud(*create)
         assert not [task for task in played(cloud, "quick") if "nstall" in task]
         assert "ok" in cloud("ssh", "quick", "--", "curl", "-s", "--retry", "60", "--retry-connrefused", READY)
+        rebuilt(cloud, "quick")
         cloud("delete", "quick", "--yes")
     finally:
         cloud("image", "delete", made["name"], "--cloud", name, "--yes")

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from provision.clouds._choosing import Choosing
+from provision.clouds._glance import DIGEST
 from provision.clouds._marks import changed_metadata, metadata
 from provision.clouds.base import Offer, Platform
 from provision.clouds.existing import ExistingHost
+from provision.configure import image_digest
 from provision.errors import ProvisionError, UsageError
+from provision.framework import find_framework
 from provision.plan import ensure_unchanging
 from provision.rebuild import plan_rebuild
 from provision.record import Folder, Home, Record, Resource
@@ -66,6 +69,29 @@ def test_a_size_that_the_cloud_cannot_give_is_refused_with_what_there_is():
         choosing(cores=2).size(make_spec({"name": "higgs", "cpus": 4}), server("small"))
 
 
+def image(name: str, **more: Any) -> Any:
+    told = {"min_disk": 2, "min_ram": 512, "owner": "project", "properties": {}, **more}
+    return SimpleNamespace(id=f"id-{name}", name=name, os_distro="debian", os_version="12", created_at="2026", **told)
+
+
+@pytest.mark.parametrize(
+    ("least", "digest", "values"),
+    [
+        (10, "d1", {"image": "id-baked", "baked": "baked"}),
+        (10, "d2", {"image": "id-plain", "baked": ""}),
+        (10, "", {"image": "id-plain", "baked": ""}),
+        (20, "d1", {"image": "id-plain", "baked": ""}),  # the server's disk is too small for it
+    ],
+)
+def test_a_system_is_made_anew_of_the_image_that_a_creation_would_take(least: int, digest: str, values: dict[str, str]):
+    choice = choosing(cores=2)
+    images = [image("plain"), image("baked", min_disk=least, properties={DIGEST: "d1"})]
+    choice.conn.image = SimpleNamespace(images=lambda **_: images)
+    offer = choice.system(make_spec({"name": "higgs"}), server("small"), digest)
+    assert offer.values == values
+    assert offer.facts["image"].endswith(", baked)") == bool(values["baked"])
+
+
 def platform(tmp_path: Path, **wishes: object) -> Platform:
     record = Record(name="higgs", uid="0123456789", owner="o", toolkit="0", spec=make_spec({"name": "higgs", **wishes}))
     record.state = "ready"
@@ -80,8 +106,8 @@ def test_pieces_of_wishes_that_are_no_more_become_empty(tmp_path: Path):
     assert "image" not in json.loads(text)["spec"]
 
 
-def test_a_host_that_was_there_before_is_not_changed(tmp_path: Path):
-    here = platform(tmp_path)
+def test_a_host_that_was_there_before_is_not_changed(tmp_path: Path, wheel: Path):
+    here = platform(tmp_path, mlaas4hep=str(wheel))
     host = ExistingHost("ssh:ada@higgs.example.org", Home(tmp_path))
     with pytest.raises(UsageError, match="not made by the toolkit"):
         plan_resize(host, here.record, here.folder, tmp_path, {"cpus": 4})
@@ -97,8 +123,8 @@ class _Cloud(ExistingHost):
     def check_size(self, platform: Platform, spec: Any) -> Offer:
         return Offer(facts={"flavor": f"{spec.cpus} CPU"}, values={"flavor": str(spec.cpus)})
 
-    def check_image(self, platform: Platform, spec: Any) -> Offer:
-        return Offer(facts={"image": str(spec.image)})
+    def check_image(self, platform: Platform, spec: Any, *, baked: str = "") -> Offer:
+        return Offer(facts={"image": str(spec.image)}, values={"baked": baked})
 
     def resizing(self, platform: Platform) -> bool:
         return self.under_way
@@ -138,10 +164,26 @@ def _begun(image: str) -> dict[str, str]:
     return {"wishes": image, "facts": "{}", "values": "{}", "roles": "no", "former": ""}
 
 
-def test_only_what_is_named_changes_and_a_gpu_brings_its_roles(tmp_path: Path):
+@pytest.fixture
+def wheel(tmp_path: Path) -> Path:
+    """In place of one that would have to be built."""
+    made = tmp_path / "mlaas4hep-0.1-py3-none-any.whl"
+    made.touch()
+    return made
+
+
+def test_a_rebuild_asks_for_an_image_that_was_baked_for_such_a_platform(tmp_path: Path, wheel: Path):
     cloud = _Cloud("ssh:ada@higgs.example.org", Home(tmp_path))
-    wheel = tmp_path / "mlaas4hep-0.1-py3-none-any.whl"
-    wheel.touch()
+    here = platform(tmp_path, mlaas4hep=str(wheel))
+    plan = plan_rebuild(cloud, here.record, here.folder, tmp_path, None)
+    assert plan.offer.values["baked"] == image_digest(here.spec, find_framework(str(wheel), tmp_path))
+    assert "only what is the machine's own" in plan.steps(lambda _: None)[-1].title
+    here.record.state = "bare"
+    assert plan_rebuild(cloud, here.record, here.folder, tmp_path, None).offer.values["baked"] == ""
+
+
+def test_only_what_is_named_changes_and_a_gpu_brings_its_roles(tmp_path: Path, wheel: Path):
+    cloud = _Cloud("ssh:ada@higgs.example.org", Home(tmp_path))
     here = platform(tmp_path, cpus=2, memory="8GB", mlaas4hep=str(wheel))
     plain = plan_resize(cloud, here.record, here.folder, tmp_path, {"cpus": 4})
     assert (plain.spec.cpus, plain.spec.memory, plain.roles) == (4, 8.0, False)
