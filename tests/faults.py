@@ -1,8 +1,7 @@
 """Faults of a cloud: a transport that makes chosen calls of the SDK fail, over a real cloud.
 
 `OS_CLIENT_CONFIG_FILE=clouds.yaml python -m tests.faults CLOUD` tries every call of sign-in, create, scale, stop,
-start, resize and delete with every kind of fault, one at a time, and writes the table of docs/faults.md as it goes.
-That takes hours; `python -m tests.faults CLOUD PART...` tries some of PARTS only, so that several projects share the
+start, resize and delete with every kind of fault, and writes the table of docs/faults.md as it goes. That takes hours; `python -m tests.faults CLOUD PART...` tries some of PARTS only, so that several projects share the
 work. The suite tries the dangerous ones, several in one command, and compares.
 """
 
@@ -192,6 +191,8 @@ def try_all_lasting(operation: Operation, kind: str, outcomes: Outcomes) -> None
         operation.check(outcome == COMPLETES)
         if not faults.hit:
             return
+        if outcome == COMPLETES:
+            operation.restore()
         spared |= set(faults.hit)
         _note(outcomes, operation, faults, outcome)
 
@@ -482,11 +483,15 @@ def some(trial: Trial) -> Outcomes:
 PARTS = ("keypair", "security-group", "network", "subnet", "router", "router-interface", "data-volume", "server")
 PARTS += ("volume-attachment", "floating-ip", WORKER, "commands", "power", "size")
 """What can be tried alone: steps, what all commands do, stop and start, and the size."""
+SLOW = ("router", "router-interface", "server", WORKER)
 _ALL_MODES = [(kind, lasting) for kind in KINDS for lasting in (False, True)]
 
 
 def all_of_them(trial: Trial, parts: Sequence[str], keep: Callable[[Outcomes], object]) -> None:
-    """All calls of these parts, each with every kind of fault, once and lasting; `keep` gets the outcomes so far."""
+    """All calls of these parts, each with every kind of fault, once and lasting; `keep` gets the outcomes so far.
+
+    What is quick is done anew for each; see `try_together` for the rest.
+    """
     outcomes: Outcomes = defaultdict(dict)
 
     def every_mode(operations: Callable[[], Iterable[Operation]]) -> None:
@@ -500,28 +505,33 @@ def all_of_them(trial: Trial, parts: Sequence[str], keep: Callable[[Outcomes], o
         if key == "volume-attachment":
             trial.remove(key)
 
+    def together(operations: Iterable[Operation]) -> None:
+        for operation in operations:
+            try_together(operation, outcomes)
+            keep(outcomes)
+
     for key in trial.steps:
-        if key == WORKER:  # the calls are those of the server
-            for operation in trial.life(key) if key in parts else ():
-                try_together(operation, outcomes)
-                keep(outcomes)
-                if operation.name == f"create: {key}":
-                    trial.make(key)
+        if key in parts and key in SLOW:
+            together([trial.creation(key)])
+            trial.make(key)
+            together([trial.fewer() if key == WORKER else trial.removal(key)])
         elif key in parts:
             every_mode(partial(life, key))
         trial.make(key)
     if "commands" in parts:
         every_mode(trial.repeatable)
     if "power" in parts:
-        every_mode(lambda: map(trial.power, ("stop", "start")))
+        together([trial.power("stop")])
+        trial.power("stop").run()
+        together([trial.power("start")])
+        trial.power("start").run()
     if "size" in parts:
-        for operation in trial.sizing():
-            try_together(operation, outcomes)
-            keep(outcomes)
+        together(trial.sizing())
 
 
 def try_together(operation: Operation, outcomes: Outcomes) -> None:
-    """A slow operation with every kind of fault: several calls fail in one run where that may be."""
+    """A slow operation with every kind of fault: several calls fail in one run, or one after the other in those of
+    commands that go on."""
     for kind in KINDS:
         if kind == "late":  # the second one would end the command
             try_one_at_a_time(operation, kind, False, outcomes)
