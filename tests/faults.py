@@ -1,8 +1,9 @@
 """Faults of a cloud: a transport that makes chosen calls of the SDK fail, over a real cloud.
 
 `OS_CLIENT_CONFIG_FILE=clouds.yaml python -m tests.faults CLOUD` tries every call of sign-in, create, scale, stop,
-start, resize and delete with every kind of fault, and writes the table of docs/faults.md as it goes. That takes hours; `python -m tests.faults CLOUD PART...` tries some of PARTS only, so that several projects share the
-work. The suite tries the dangerous ones, several in one command, and compares.
+start, resize and delete with every kind of fault, and writes the table of docs/faults.md as it goes. That takes hours;
+`python -m tests.faults CLOUD PART...` tries some of PARTS only, so that several projects share the work. The suite
+tries the dangerous ones, several in one command, and compares.
 """
 
 from __future__ import annotations
