@@ -170,7 +170,6 @@ def try_one_at_a_time(operation: Operation, kind: str, lasting: bool, outcomes: 
             operation.run()
             operation.check(True)
         operation.restore()
-        print(operation.name, faults.hit[0], kind, "lasting" if lasting else "once", outcome, file=sys.stderr)
         spared |= set(faults.hit)
         _note(outcomes, operation, faults, outcome)
 
@@ -220,6 +219,7 @@ def _outcome(operation: Operation, faults: Faults) -> str:
 def _note(outcomes: Outcomes, operation: Operation, faults: Faults, outcome: str) -> None:
     mode = f"{faults.kind}, lasting" if faults.lasting else faults.kind
     for call in faults.hit:
+        print(operation.name, call, mode, outcome, sep="; ", file=sys.stderr)
         outcomes[operation.name, call][mode] = outcome
 
 

@@ -7,22 +7,41 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from provision.spec import PlatformSpec
-from tests.conftest import Command
+from tests.conftest import Command, long
+from tests.devcloud.fixtures import TestCloud, listing
 
 from .conftest import needs_sudo
 
 
 @needs_sudo
 def test_ten_commands_at_once_take_turns(way: PlatformSpec, user_home: Path):
-    command = Command(user_home)
-    create = ["create", "lab", "--cloud", way.cloud, "--bare", "--yes"]
+    take_turns(Command(user_home), "--cloud", way.cloud)
+
+
+@long
+@pytest.mark.cloud
+def test_ten_commands_at_once_on_an_openstack_platform(openstack_cloud: TestCloud, user_home: Path):
+    command = Command(user_home, OS_CLIENT_CONFIG_FILE=str(openstack_cloud.config))
+    before = listing(openstack_cloud)
+    try:
+        take_turns(command, "--cloud", openstack_cloud.name, "--cpus=1", "--memory=1GB", "--disk=10GB")
+    finally:
+        command.run("delete", "lab", "--yes")
+    assert listing(openstack_cloud) == before
+
+
+def take_turns(command: Command, *where: str) -> None:
+    """Run ten commands on the platform `lab` at once; all come to a good end, and so does the platform."""
+    create = ["create", "lab", *where, "--bare", "--yes"]
     delete = ["delete", "lab", "--yes"]
     at_once = [create, create, delete, create, ["show", "lab"], create, delete, ["list", "--json"], create, create]
     processes = [
         subprocess.Popen(
             ["provision", *words],
-            cwd=user_home,
+            cwd=command.home,
             env=command.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

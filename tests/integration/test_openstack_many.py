@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.cloud, pytest.mark.filterwarnings("ignore::openstack.w
 
 CREATIONS = int(os.environ.get("CREATIONS", "1"))
 AT_ONCE = 2
-KILLED_IN = ("server", "network", "floating-ip", "router", "security-group", "router-interface", "subnet")
+KILLED_IN = ("server", "data-volume", "network", "volume-attachment", "floating-ip", "router", "security-group")
 
 
 def uid(number: int) -> str:
@@ -38,7 +38,7 @@ def uid(number: int) -> str:
 
 @pytest.fixture
 def same_names(openstack_cloud: TestCloud) -> Iterator[None]:
-    """Things of the project's own with the names that the first platform's will have, and a server named like it."""
+    """Things of the project's own with the names that the first platform's will have, and servers named like it."""
     connection = connect(openstack_cloud)
     network, compute = connection.network, connection.compute
     name = f"provision-many-0-{uid(0)}"
@@ -55,6 +55,10 @@ def same_names(openstack_cloud: TestCloud) -> Iterator[None]:
             name="many-0", flavor_id=flavor.id, image_id=image.id, networks=[{"uuid": made.id}]
         )
         undone.callback(_remove_server, connection, server)
+        if connection.has_service("block-storage"):
+            volume = connection.block_storage.create_volume(name=name, description="by hand", size=1)
+            undone.callback(connection.block_storage.delete_volume, volume)
+            connection.block_storage.wait_for_status(volume, "available")
         compute.wait_for_server(server)
         yield
 
@@ -90,21 +94,31 @@ def test_many_platforms_come_and_go(
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(openstack_cloud.config))
     command = Command(user_home, OS_CLIENT_CONFIG_FILE=str(openstack_cloud.config))
     before = listing(openstack_cloud)
+    volumes = any(kind == "volume" for kind, *_ in before)
 
     def come_and_go(number: int) -> None:
         spec = PlatformSpec(name=f"many-{number}", cloud=openstack_cloud.name, cpus=1, memory=1, disk=10)
+        # the quota has servers for one worker at a time
+        more = {"workers": int(number % 6 == 0), "data_volume": 1.0 if volumes and number % 2 == 0 else None}
+        spec = spec.model_copy(update=more)
         plan = faults.cloud_plan(spec, Home(), pauses=(1.0,) * 4)
         plan.record.uid = uid(number)
         try:
-            plan.execute(Silent())
+            made = plan.execute(Silent())
+            assert {"worker-1", "volume-attachment"} & {entry.step for entry in made.ledger} == {
+                *(["worker-1"] if spec.workers else []),
+                *(["volume-attachment"] if spec.data_volume else []),
+            }
         finally:
-            undo(plan.cloud, plan.platform, Silent())
+            undo(plan.cloud, plan.platform, Silent(), keep_data=False)
 
     def come_half_and_go(number: int) -> None:
-        step = KILLED_IN[number // 3 % len(KILLED_IN)]
+        steps = [step for step in KILLED_IN if volumes or "volume" not in step]
+        step = steps[number // 3 % len(steps)]
         create = ["create", f"killed-{number}", "--cloud", openstack_cloud.name, "--cpus=1", "--memory=1GB"]
-        killed(command, step, "made", *create, "--disk=10GB", "--bare", "--yes")
-        command("delete", f"killed-{number}", "--yes")
+        volume = ["--data-volume=1GB"] if "volume" in step else []
+        killed(command, step, "made", *create, "--disk=10GB", *volume, "--bare", "--yes")
+        command("delete", f"killed-{number}", "--yes", *(["--delete-data"] if volume else []))
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         ends = [
