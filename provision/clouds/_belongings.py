@@ -58,7 +58,7 @@ class Belongings:
         found = getattr(self.conn.network, collection)(
             description=mark(platform), project_id=self.conn.current_project_id
         )
-        return _first_of(found, platform)
+        return first_of(found, platform)
 
     def ours(self, collection: str, platform: Platform) -> Any:
         """The network resource that belongs to the platform, or None."""
@@ -99,7 +99,7 @@ class Belongings:
             for server in self.conn.compute.servers(details=True, name=f"^{names}$")
             if (server.metadata or {}).get("provision_uid") == platform.uid
         ]
-        return _first_of(found, platform)
+        return first_of(found, platform)
 
     def server(self, platform: Platform) -> Any:
         """The server that belongs to the platform, or None."""
@@ -245,7 +245,7 @@ class NotRunError(ProvisionError):
         self.no_host = "no valid host" in fault.lower()
 
 
-def _first_of(found: Iterator[Any] | list[Any], platform: Platform) -> list[Any]:
+def first_of(found: Iterator[Any] | list[Any], platform: Platform) -> list[Any]:
     """First the resource that the ledger knows, else the oldest, as a creation that is repeated would go on with it."""
     known = {entry.resource.id for entry in platform.record.ledger if entry.resource}
     return sorted(found, key=lambda one: (one.id not in known, str(one.created_at), str(one.id)))

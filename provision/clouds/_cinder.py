@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from provision.clouds._belongings import POLL_SECONDS, REMOVE_SECONDS, Belongings, until_gone
+from provision.clouds._belongings import POLL_SECONDS, REMOVE_SECONDS, Belongings, first_of, until_gone
 from provision.clouds._marks import KEPT, mark, resource_name, time_of, volume_metadata
 from provision.clouds.base import DataVolume, Platform, Quota
 from provision.errors import ProvisionError
@@ -126,21 +126,30 @@ class Volumes:
 
     def ours(self, platform: Platform) -> Any:
         """The volume that belongs to the platform, or None."""
+        return next(iter(self._all_ours(platform)), None)
+
+    def _all_ours(self, platform: Platform) -> list[Any]:
+        """The volumes that bear the platform's mark, first the one that belongs to it; see `Belongings.all`."""
         if platform.spec.data_volume is None or not self.there:
-            return None
-        return next((v for v in self.conn.block_storage.volumes() if _belongs(v.metadata or {}, platform.uid)), None)
+            return []
+        found = [v for v in self.conn.block_storage.volumes() if _belongs(v.metadata or {}, platform.uid)]
+        return first_of(found, platform)
 
     def discover(self, platform: Platform) -> list[Resource]:
         """The volume, as a resource that a deletion removes or keeps."""
-        volume = self.ours(platform)
-        return [_as_resource(volume)] if volume else []
+        return [_as_resource(volume) for volume in self._all_ours(platform)]
 
     # ------------------------------------------------------------------ making
 
-    def find(self, platform: Platform, _: Mapping[str, str]) -> Resource | None:
-        """The volume, when it can be attached or is."""
-        volume = self.ours(platform)
-        return _as_resource(volume) if volume and volume.status in ("available", "in-use") else None
+    def find(self, platform: Platform, values: Mapping[str, str]) -> Resource | None:
+        """The volume, when it can be attached or is; new ones that are double are removed, as no server had them."""
+        found = self._all_ours(platform)
+        for extra in found[1:] if not values["volume"] else ():
+            if extra.status == "creating":
+                extra = self._wait(extra.id, ("available", "error"), ATTACH_SECONDS)
+            if extra.status in ("available", "error"):
+                self.remove(extra.id)
+        return _as_resource(found[0]) if found and found[0].status in ("available", "in-use") else None
 
     def make(self, platform: Platform, values: Mapping[str, str]) -> Resource:
         """A new volume, or the one that was kept."""

@@ -49,10 +49,17 @@ def planned(volumes: Volumes, wish: str, folder: Path) -> tuple[Platform, dict[s
 
 def test_a_volume_is_made_once_kept_and_taken_by_one_platform(volumes: Volumes, tmp_path: Path) -> None:
     first, values = planned(volumes, "1GB", tmp_path)
+    storage = volumes.conn.block_storage
     assert volumes.find(first, values) is None
     made = volumes.make(first, values)
     # an answer that was lost: the same command finds it again
     assert volumes.make(first, values) == volumes.find(first, values) == made
+    # a request that was given up and carried out all the same
+    marks = storage.get_volume(made.id).metadata
+    double = storage.create_volume(name=made.name, size=1, metadata=marks)
+    assert [resource.id for resource in volumes.discover(first)] == [made.id, double.id]
+    assert volumes.find(first, values) == made
+    assert [volume.id for volume in volumes.all() if volume.name == made.name] == [made.id]
     with pytest.raises(ProvisionError, match=f"{made.name!r} belongs to the platform keeper"):
         planned(volumes, made.name, tmp_path)
 
