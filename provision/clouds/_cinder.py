@@ -145,9 +145,8 @@ class Volumes:
         """The volume, when it can be attached or is; new ones that are double are removed, as no server had them."""
         found = self._all_ours(platform)
         for extra in found[1:] if not values["volume"] else ():
-            if extra.status == "creating":
-                extra = self._wait(extra.id, ("available", "error"), ATTACH_SECONDS)
-            if extra.status in ("available", "error"):
+            if extra.status in ("creating", "available", "error"):
+                self._wait(extra.id, ("available", "error"), ATTACH_SECONDS)
                 self.remove(extra.id)
         return _as_resource(found[0]) if found and found[0].status in ("available", "in-use") else None
 
