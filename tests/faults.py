@@ -482,8 +482,9 @@ def some(trial: Trial) -> Outcomes:
 
 
 PARTS = ("keypair", "security-group", "network", "subnet", "router", "router-interface", "data-volume", "server")
-PARTS += ("volume-attachment", "floating-ip", WORKER, "commands", "power", "size")
-"""What can be tried alone: steps, what all commands do, stop and start, and the size."""
+PARTS += ("volume-attachment", "floating-ip", WORKER, "commands", "stop", "start")
+PARTS += ("resize", "resize: taken back", "resize: kept")
+"""What can be tried alone: steps, what commands do besides, and changes of power and size."""
 SLOW = ("router", "router-interface", "server", WORKER)
 _ALL_MODES = [(kind, lasting) for kind in KINDS for lasting in (False, True)]
 
@@ -521,13 +522,12 @@ def all_of_them(trial: Trial, parts: Sequence[str], keep: Callable[[Outcomes], o
         trial.make(key)
     if "commands" in parts:
         every_mode(trial.repeatable)
-    if "power" in parts:
-        together([trial.power("stop")])
-        trial.power("stop").run()
-        together([trial.power("start")])
-        trial.power("start").run()
-    if "size" in parts:
-        together(trial.sizing())
+    for verb in ("stop", "start"):
+        if verb in parts:
+            together([trial.power(verb)])
+        trial.power(verb).run()
+    if any(part.startswith("resize") for part in parts):
+        together(operation for operation in trial.sizing() if operation.name in parts)
 
 
 def try_together(operation: Operation, outcomes: Outcomes) -> None:
