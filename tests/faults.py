@@ -186,7 +186,7 @@ def try_all_lasting(operation: Operation, kind: str, outcomes: Outcomes) -> None
     """Have one call after the other fail lastingly; each run goes on where the one before has ended, to the end."""
     spared: set[str] = set()
     while True:
-        faults = Faults(kind, lasting=True, spared=frozenset(spared))
+        faults = Faults(kind, lasting=True, spared=frozenset(spared), reads=kind in READ_KINDS)
         outcome = _outcome(operation, faults)
         operation.check(outcome == COMPLETES)
         if not faults.hit:
