@@ -57,7 +57,7 @@ def test_calls_fail_and_every_command_comes_to_its_end(
     try:
         outcomes = faults.some(trial)
     finally:
-        undo(trial.cloud, trial.platform, Silent())
+        undo(trial.cloud, trial.platform, Silent(), keep_data=False)
     assert listing(openstack_cloud) == before
     if openstack_cloud.development:
         found = {(*row, mode): outcome for row, modes in outcomes.items() for mode, outcome in modes.items()}
