@@ -446,7 +446,7 @@ class _Watch:
         host = self._outcomes.get(str(data.get("host", "")))
         self._write(event.get("stdout") or "", [host] if host else list(self._outcomes.values()))
         match event["event"]:
-            case "playbook_on_task_start":
+            case "playbook_on_task_start" | "playbook_on_handler_task_start":
                 self._progress(task_name(data))
             case "runner_on_ok" if host:
                 result = data.get("res", {})

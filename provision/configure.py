@@ -201,7 +201,7 @@ def run_playbook(
         name = task_name(data)
         where = f"{data['host']}: " if workers and "host" in data else ""
         match event["event"]:
-            case "playbook_on_task_start":
+            case "playbook_on_task_start" | "playbook_on_handler_task_start":
                 started[name] = time.monotonic()
                 progress(name)
             case "runner_on_ok":

@@ -12,11 +12,11 @@ from collections.abc import Callable
 STATE = r"""
 import hashlib, json, os, re, subprocess
 from pathlib import Path
-TOPS = ("/etc", "/opt/mlaas4hep", "/srv", "/usr/local", "/var/lib/mlaas4hep", "/var/lib/platform-backup")
-# the service's own counting, what Python compiles, and what restic remembers of a repository
+TOPS = ("/etc", "/opt", "/srv", "/usr/local", "/var/lib/mlaas4hep", "/var/lib/platform-backup")
+# the service's own counting, what jobs do, what Python compiles, and what restic remembers of a repository
 LEFT = re.compile(
     r"/__pycache__/|[.]pyc$|/var/lib/mlaas4hep/(metrics|cache)/|[.]sqlite|[.]lock$"
-    r"|/var/lib/platform-backup/(cache/|lock)|/etc/ld.so.cache|/srv/.*/locks/"
+    r"|/var/lib/mlaas4hep/jobs/[^/]+/(usage[.]json$|work/)|/var/lib/platform-backup/(cache/|lock)|/etc/ld.so.cache|/srv/.*/locks/"
 )
 state = {}
 for top in TOPS:
@@ -31,7 +31,7 @@ for top in TOPS:
                     told.append(os.readlink(path))
                 elif os.path.isfile(path):
                     told.append(facts.st_size)
-                    if "/opt/mlaas4hep/venv-" not in path and facts.st_size < 2**24:
+                    if not re.match("/opt/[^/]+/venv-", path) and facts.st_size < 2**24:
                         told.append(hashlib.sha256(Path(path).read_bytes()).hexdigest())
             except FileNotFoundError:
                 continue
@@ -46,7 +46,7 @@ for line in said("dpkg-query", "--show", "--showformat=${Package} ${Version} ${d
 for line in said("systemctl", "list-unit-files", "--plain", "--no-legend").splitlines():
     if line.split()[1] != "transient":
         state["unit " + line.split()[0]] = line.split()[1]
-for unit in ("mlaas4hep", "nginx", "ssh", "fail2ban", "platform-firewall", "platform-backup.timer"):
+for unit in ("mlaas4hep", "platform-jupyter", "nginx", "ssh", "fail2ban", "platform-firewall", "platform-backup.timer"):
     state["start of " + unit] = said("systemctl", "show", "-p", "ActiveEnterTimestampMonotonic", unit)
 for name in ("passwd", "group", "shadow"):
     state["accounts in " + name] = said("getent", name)

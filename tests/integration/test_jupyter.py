@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,14 @@ import pytest
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
+from provision.framework import find_framework
 from provision.record import Home
 from provision.remote import Remote
 from provision.uninstall import installed, uninstall
 from tests.conftest import Command, long
 from tests.e2e.shared_service import DOMAIN, SharedService
+from tests.integration.check_mode import STATE, compared
+from tests.integration.releases import variant
 from tests.oidc.fixtures import need_provider
 from tests.oidc.provider import log_in, oidc_provider
 from tests.slurm.cluster import wait_until
@@ -199,10 +203,28 @@ class TestPersonal:
         ready(*PERSONAL)
         assert changed(ready, NAME) == []
 
-    def test_an_update_brings_notebooks_along(self, ready: Command):
-        ready("ssh", NAME, "--", "sudo", "rm", "/opt/mlaas4hep-jupyter/venv")
-        ready("admin", "update", NAME, "--packages", "none", "--yes")
-        assert "venv-" in ready("ssh", NAME, "--", "readlink", "/opt/mlaas4hep-jupyter/venv")
+    def test_an_update_brings_notebooks_along(self, ready: Command, tmp_path: Path):
+        def run(*more: str) -> list[str]:
+            words = ["--packages", "none", "--wheel", str(newer), "--yes", "--json"]
+            return list(json.loads(ready("admin", "update", NAME, *words, *more))["platforms"][0]["changed"])
+
+        there, place = ["ssh", NAME, "--"], "/opt/mlaas4hep-jupyter"
+        # the packages of another lock file, of which the update is the end
+        former = f"cd {place}; mv $(readlink venv) venv-former; ln -sfn {place}/venv-former venv"
+        ready(*there, "sudo", "sh", "-ec", former)
+        wheel = find_framework("", Path(os.environ["PROVISION_CACHE"])).wheel
+        newer = variant(wheel, tmp_path / "newer", "mlaas4hep/__init__.py", "\nNEWER = 'newer'\n")
+        done = compared(lambda: ready(*there, "sudo", "python3", "-c", STATE), run)
+        assert {"mlaas4hep : Use the new virtual environment", "jupyter : Use the new virtual environment"} <= set(done)
+        assert {"mlaas4hep : Restart the service", "jupyter : Restart notebooks"} <= set(done)
+        assert ready(*there, "ls", place).count("venv-") == 1
+        with ready.connected(NAME) as shown:
+            url = next(tunnel["url"] for tunnel in shown["tunnels"] if tunnel["name"] == "notebook")
+            authorization = {"Authorization": f"token {Path(shown['notebook_token_file']).read_text().strip()}"}
+            with httpx.Client(base_url=url, headers=authorization, timeout=300) as client:
+                assert client.get("/lab").status_code == 200
+                notebook = Notebook(client, f"{url.replace('http', 'ws', 1)}/", **authorization)
+                assert notebook.run("import mlaas4hep; print(mlaas4hep.NEWER)") == "newer\n"
         outcome = json.loads(ready("admin", "health", NAME, "--json"))["platforms"][0]
         found = {finding["check"]: finding["good"] for finding in outcome["report"]["findings"]}
         assert found["platform-jupyter.service"], found

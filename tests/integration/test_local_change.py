@@ -35,9 +35,8 @@ def record(provision: Command) -> dict[str, Any]:
     return found
 
 
-def memory_limit(uid: str) -> int:
-    """What the control groups of the machine admit; 0 where this computer has none that limit memory."""
-    names = ("memory.max", "memory.limit_in_bytes")
+def limits(uid: str, *names: str) -> int:
+    """What control groups of the machine have in a file of one of these names; 0 where there is no such file."""
     files = [path for name in names for path in _container.CGROUPS.glob(f"**/provision-{uid}/{name}")]
     return max((int(path.read_text()) for path in files), default=0)
 
@@ -45,23 +44,24 @@ def memory_limit(uid: str) -> int:
 def test_size_and_system_of_a_machine(provision: Command, monkeypatch: pytest.MonkeyPatch):
     before = record(provision)
     provision("ssh", "lab", "touch", "kept")
-    plan = json.loads(provision("resize", "lab", "--memory", "2GB", "--dry-run", "--json"))
-    assert plan["steps"][0]["title"].startswith("machine with system container: 1 CPU, 2 GB")
+    plan = json.loads(provision("resize", "lab", "--cpus", "2", "--memory", "2GB", "--dry-run", "--json"))
+    assert plan["steps"][0]["title"].startswith("machine with system container: 2 CPUs, 2 GB")
     assert plan["spec"]["memory"] == 2 and plan["before"]["machine"] == before["facts"]["machine"]
     assert "not enough for the machine: memory" in provision.fails("resize", "lab", "--memory", "99TB", status=1)
-    assert "Nothing was changed" in provision.fails("resize", "lab", "--memory", "2GB", status=2)
+    assert "Nothing was changed" in provision.fails("resize", "lab", "--cpus", "2", "--memory", "2GB", status=2)
     assert record(provision) == before
 
     # killed before and after the change: no other command takes the machine for what it is not
-    killed(provision, "resize", "intended", "resize", "lab", "--memory", "2GB", "--yes")
+    killed(provision, "resize", "intended", "resize", "lab", "--cpus", "2", "--memory", "2GB", "--yes")
     for command in (["create", "lab", "--memory", "1GB"], ["rebuild", "lab"]):
         assert "A resize of the platform lab is unfinished" in provision.fails(*command, "--yes", status=2)
     killed(provision, "resize", "made", "resize", "lab")
-    provision("resize", "lab", "--memory", "2GB", "--yes")
+    provision("resize", "lab", "--cpus", "2", "--memory", "2GB", "--yes")
     after = record(provision)
     assert (after["spec"]["memory"], after["state"], after["access"]) == (2, "bare", before["access"])
     assert "2 GB" in after["facts"]["machine"]
-    assert memory_limit(after["uid"]) in (0, 2 * 2**30)
+    assert limits(after["uid"], "memory.max", "memory.limit_in_bytes") in (0, 2 * 2**30)
+    assert limits(after["uid"], "cpu.weight", "cpu.shares") in (0, 200, 2048)
     assert provision("ssh", "lab", "ls", "kept") == "kept\n"
 
     # one that does not answer with its new size has its former one again
@@ -73,7 +73,8 @@ def test_size_and_system_of_a_machine(provision: Command, monkeypatch: pytest.Mo
     with pytest.raises(ProvisionError, match="lab did not answer with its new size, and has its former one again"):
         smaller.execute(Silent())
     assert record(provision)["spec"] == after["spec"]
-    assert memory_limit(after["uid"]) in (0, 2 * 2**30)
+    assert limits(after["uid"], "memory.max", "memory.limit_in_bytes") in (0, 2 * 2**30)
+    assert limits(after["uid"], "cpu.weight", "cpu.shares") in (0, 200, 2048)
 
     # a new system on the same address: with another host key, and without what was on the old one
     known = folder.known_hosts.read_text()

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from provision.admin import REPORT, VERBS, Option, Outcome, Verb, chosen, inventory, run_verb, variables_of
+from provision.admin import REPORT, VERBS, Option, Outcome, Verb, _Watch, chosen, inventory, run_verb, variables_of
 from provision.cli import app
 from provision.errors import UsageError
 from provision.record import Access, Home, Record
@@ -166,6 +166,14 @@ def test_a_bad_finding_is_no_success():
     outcome = Outcome("lab", report={"findings": [{"check": "disk", "good": False, "words": "full"}]})
     assert not outcome.good
     assert Outcome("lab", report={"findings": [{"check": "disk", "good": True}]}).good
+
+
+def test_what_handlers_do_is_told_as_it_begins(tmp_path: Path):
+    told: list[str] = []
+    watch = _Watch({"lab": Outcome("lab", log=str(tmp_path / "log"))}, told.append)
+    for event in ("playbook_on_task_start", "playbook_on_handler_task_start"):
+        watch({"event": event, "event_data": {"task": "Restart the service", "role": "mlaas4hep"}})
+    assert told == ["mlaas4hep : Restart the service"] * 2
 
 
 def test_every_playbook_is_a_verb_and_is_parsed(tmp_path: Path):

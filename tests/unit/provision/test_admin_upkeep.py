@@ -20,7 +20,7 @@ import yaml
 from sqlalchemy import select
 
 from mlaas4hep.errors import MlaasError
-from mlaas4hep.service.database import JobRow, UserRow, open_database
+from mlaas4hep.service.database import JobRow, SessionRow, UserRow, open_database
 from mlaas4hep.service.settings import Settings, load_settings
 from tests.conftest import REPOSITORY, long
 
@@ -351,3 +351,14 @@ def test_a_driver_is_looked_at_by_its_own_programs_and_by_a_computation(
     assert found["driver's programs"]["good"]
     assert found["computation"]["words"] == "the framework sees no GPU"
     assert tool.off("CPU:0") < tool.MOST_OFF
+
+
+def test_sessions_are_counted_before_they_end(
+    served: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    with closing(open_database(served.database_url, served.data)) as database, database.write() as session:
+        session.add_all([SessionRow(key=key, value="{}", expires=2**40) for key in ("one", "two")])
+    for word in ("count", "end", "count"):
+        monkeypatch.setattr(sys, "argv", ["-", word])
+        program("playbooks/admin/files/end_sessions.py", monkeypatch)
+    assert capsys.readouterr().out.split() == ["2", "2", "0"]
