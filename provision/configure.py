@@ -75,8 +75,10 @@ def _volume_variables(record: Record) -> dict[str, Any]:
 
 def image_variables(spec: PlatformSpec, framework: Framework) -> dict[str, Any]:
     """The variables with which `platform.yml` bakes an image for platforms of that spec."""
-    # a personal service needs nothing that a shared one does not need
-    return {**_installed_variables(spec, framework), "mlaas4hep_service": "personal"}
+    # a personal service needs nothing that a shared one does not need; roles that no image has are named, for what a
+    # role has when it is not told is another thing
+    others = {"jupyter_kind": "none", "monitoring_kind": "none", "mlaas4hep_executor": "local"}
+    return {**_installed_variables(spec, framework), **others, "mlaas4hep_service": "personal"}
 
 
 def image_digest(spec: PlatformSpec, framework: Framework) -> str:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import yaml
 
 from provision.clouds._baked import BakedImage, LocalImages, forget_passwords, kind_of_image
 from provision.clouds.flavors import Image, image_choices
-from provision.configure import image_digest
+from provision.configure import image_digest, image_variables
 from provision.errors import UsageError
 from provision.framework import Framework
 from provision.images import is_current
 from provision.record import Home
+from provision.share import share
 from provision.spec import make_spec
 
 PLAIN = Image("i1", "Debian 12", "debian", "12", 2, 512, "2026-10-01")
@@ -117,6 +120,16 @@ def test_passwords_of_package_sources_do_not_leave_this_computer(tmp_path: Path)
 def image(**facts: object) -> BakedImage:
     known = {"name": "one", "digest": "d1", "system": "debian-12", "mlaas4hep": "1.0", "toolkit": "1.0"}
     return BakedImage.model_validate({**known, "created_at": datetime(2026, 1, 1, tzinfo=UTC), **facts})
+
+
+def test_every_role_of_the_playbook_is_told_whether_an_image_has_it() -> None:
+    """A role that is told nothing goes by its own defaults, in its condition in the playbook, too."""
+    (play,) = yaml.safe_load((share() / "playbooks" / "platform.yml").read_text())
+    asked = {name for role in play["roles"] for name in re.findall(r"(\w+) \| default\('", role.get("when", ""))}
+    told = image_variables(make_spec({"name": "baking"}), Framework(None, "1.0"))
+    assert asked >= {"jupyter_kind", "monitoring_kind"}
+    assert asked <= told.keys()
+    assert {told[name] for name in asked if name.endswith("_kind")} == {"none"}
 
 
 def test_an_image_of_this_computer_is_found_kept_and_removed(tmp_path: Path) -> None:
