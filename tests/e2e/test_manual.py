@@ -6,6 +6,7 @@ Those of `sh runs` blocks are run by tests/unit/docs/test_starts.py, in every ru
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -173,8 +174,10 @@ class TestHere:
         shell = Terminal(tmp_path_factory.mktemp("work"), provision.environment)
         (shell.folder / "higgs.yml").write_text("name: higgs\ndisk: 10GB\n")
         yield shell
-        for image in ("image", "delete", "--yes"), ("delete", "higgs", "--yes"):
-            provision.run(*image)
+        for left in json.loads(provision("list", "--json")):
+            provision("delete", left["name"], "--yes")
+        for image in json.loads(provision("image", "list", "--json")):
+            provision("image", "delete", image["name"], "--yes")
 
     @pytest.mark.parametrize("line", HERE)
     def test_a_line(self, shell: Terminal, line: str) -> None:
