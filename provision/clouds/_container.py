@@ -185,8 +185,8 @@ def _command(machine: Machine, share: Share) -> list[str]:
         "--boot",
     ]
     if _under_systemd():
-        properties = ("Delegate=yes", f"MemoryMax={int(share.memory * GIGABYTE)}", f"CPUQuota={share.cpus * 100}%")
-        properties += (f"CPUWeight={_weight(share)}",)
+        limits = (f"MemoryMax={int(share.memory * GIGABYTE)}", f"CPUQuota={share.cpus * 100}%")
+        properties = ("Delegate=yes", *limits, f"CPUWeight={_weight(share)}")
         scope = [word for text in properties for word in ("--property", text)]
         words = ["systemd-run", "--scope", "--quiet", "--collect", *scope, "--", *words]
     return words
