@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,8 +44,8 @@ HERE = {
     "provision show higgs": "machine",
     "provision ssh higgs": "",
     "provision doctor higgs": "",
-    "provision connect higgs": r"service +http://127\.0\.0\.1:\d+",
-    "provision connect higgs --port 6006": r"6006.*http://127\.0\.0\.1:\d+",
+    "provision connect higgs": r"service +8080 +http://127\.0\.0\.1:\d+",
+    "provision connect higgs --port 6006": r"6006 +http://127\.0\.0\.1:\d+",
     "provision train higgs higgs-data": "test auc",
     "provision jobs higgs": r"higgs-data_1.*finished",
     "provision fetch higgs --to model": "",
@@ -120,6 +121,9 @@ def test_every_line_of_a_page_is_run() -> None:
     assert not {line: where for line, where in left.items() if line not in done}
 
 
+_LONGEST = 3600.0  # seconds that a line may take
+
+
 class Terminal:
     """A shell in a folder, with somebody who says yes."""
 
@@ -150,11 +154,15 @@ class Terminal:
             os.close(end)
             os.write(keyboard, typed.encode())
             said = ""
+            # a line that prints something else, and does not end by itself
+            limit = threading.Timer(_LONGEST, os.killpg, (process.pid, signal.SIGKILL))
+            limit.start()
             for part in process.stdout:
                 said += part
                 if until and re.search(until, said):
                     until = ""
                     os.killpg(process.pid, signal.SIGINT)
+            limit.cancel()
         with contextlib.suppress(OSError):
             os.close(keyboard)
         assert process.returncode in ((0, 130, -signal.SIGINT) if "connect" in line else (0,)), f"{line}\n{said}"
