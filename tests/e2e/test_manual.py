@@ -140,7 +140,8 @@ class Terminal:
         """
         keyboard, end = pty.openpty()
         # --login -i would read the files of whoever runs the tests
-        words = ["bash", "--noprofile", "--norc", "-euo", "pipefail", "-c", f"{line}\n:"]
+        # a shell that runs the tests in the background has them ignore Ctrl-C
+        words = ["env", "--default-signal=INT", "bash", "--noprofile", "--norc", "-euo", "pipefail", "-c", f"{line}\n:"]
         with subprocess.Popen(
             words,
             cwd=self.folder,
