@@ -194,7 +194,7 @@ class TestHere:
             shutil.copytree(shell.folder / "model", shell.folder / "higgs-data" / "model", dirs_exist_ok=True)
             line = f"cd higgs-data; {line}"
         if "client higgs predict" in line:
-            finished = r"higgs-data_2\b.*finished"
+            finished = r"higgs-data_1\b.*finished"
             wait_until(lambda: re.search(finished, shell.run("provision client higgs jobs")), 900)
         if line == "provision rebuild higgs":
             shell.run("provision start higgs")
