@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import os
 import shutil
 import socket
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 
 from provision.remote import make_key
 from provision.spec import PlatformSpec, make_spec
-from tests.debian import lacking
+from tests.debian import do_without, lacking
 
 
 @dataclass
@@ -58,7 +57,7 @@ def free_port() -> int:
 def sshd(tmp_path: Path) -> Iterator[Sshd]:
     """A real sshd on a free port of loopback, with a host key of its own."""
     if reason := lacking({"sshd": "openssh-server"}):
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+        do_without(reason)
     program = shutil.which("sshd") or "/usr/sbin/sshd"
     folder = tmp_path / "sshd"
     folder.mkdir(mode=0o700)

@@ -20,6 +20,7 @@ from provision.record import Record
 from provision.spec import make_spec
 from provision.tosca.check import check
 from provision.tosca.render import CLIENT_TYPE, Portfolio, render
+from tests.debian import do_without
 from tests.manager import environment
 
 SHARED = {"service": "shared", "domain": "ml.example.org", "iam": "https://iam.example.org/", "client_id": "platform"}
@@ -124,7 +125,7 @@ class Deployed:
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Deployed:
     if reason := environment.inability():
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+        do_without(reason)
     folder, work = tmp_path_factory.mktemp("portfolio"), tmp_path_factory.mktemp("manager")
     wheel = work / "mlaas4hep-1.2.3-py3-none-any.whl"
     wheel.write_bytes(b"stands for a wheel: nothing looks into it")

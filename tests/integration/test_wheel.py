@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, Command
-from tests.debian import lacking
+from tests.debian import do_without, lacking
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_man_finds_the_pages_of_an_environment(wheel: Path, installed: Path):
     pages = {path.name for path in (installed / "share/man/man1").iterdir()}
     assert {"provision.1", "provision-create.1", "mlaas4hep-train.1"} <= pages
     if reason := lacking({"man": "man-db"}):
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+        do_without(reason)
     environment = {"PATH": f"{installed / 'bin'}:{os.environ['PATH']}"}
     found = subprocess.run(
         ["man", "-w", "provision-create"], env=environment, capture_output=True, text=True, check=False

@@ -47,7 +47,8 @@ def workspace(tmp_path: Path, data: Path) -> Path:
 
 def found(folder: Path, **wanted: Any) -> SubmissionCheck:
     place = folder.parent / "place"
-    shutil.rmtree(place, ignore_errors=True)
+    if place.exists():
+        shutil.rmtree(place)
     place.mkdir()
     return look(folder, place, Submission(workspace="higgs", **wanted))
 

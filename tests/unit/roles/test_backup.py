@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, long
-from tests.debian import lacking
+from tests.debian import do_without, lacking
 from tests.storage.server import BUCKET, inability, s3_server, sftp_server
 from tests.unit.mlaas4hep.service_parts import ALICE, BOB, ended, running, submit, until, upload
 
@@ -28,7 +28,7 @@ WAITS = "until [ -e go ]; do sleep 0.02; done; mkdir model; echo '{}' > model/bu
 @pytest.fixture(scope="module")
 def restic() -> None:
     if reason := lacking({"restic": "restic"}):
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+        do_without(reason)
 
 
 class Machine:
@@ -261,7 +261,7 @@ def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[s
             yield {"repository": f"s3:http://127.0.0.1:{port}/{BUCKET}/lab", "environment": str(credentials)}
         return
     if reason := inability():
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+        do_without(reason)
     folder = tmp_path / "sftp"
     with sftp_server(folder) as port:
         (tmp_path / "ssh_config").write_text(
