@@ -36,17 +36,24 @@ STOP_SECONDS = 30
 GROUP_SECONDS = 3
 
 # Letting go of standard input tells that the loop runs, and can be found by its command line.
-# Each boot joins the control groups $1 by itself, for they must hold no other process. Status 133 asks for a reboot.
+# Each boot joins the control groups $1 by itself, for they must hold no other process, and with the limits $2: between
+# two boots they are empty, and another systemd that sees them removes what is empty. Status 133 asks for a reboot.
 # The boot of a reboot that fails (a status of its own, no signal) is tried again: what it lacks, of which other
 # machines took more for a moment, may be free again. After any other end nothing of the machine may live on: its PID 1
 # would, were systemd-nspawn killed.
 _LOOP = """
 exec </dev/null
 groups=$1
-shift
+limits=$2
+shift 2
 left=0
+join() {
+    for group in $groups; do mkdir -p "$group" || return; done
+    echo "$limits" | while read -r file value; do [ -z "$file" ] || echo "$value" > "$file" || exit; done || return
+    for group in $groups; do echo 0 > "$group/cgroup.procs" || return; done
+}
 while :; do
-    (for group in $groups; do echo 0 > "$group/cgroup.procs" || exit 1; done; exec "$@")
+    (join || exit 1; exec "$@")
     status=$?
     if [ $status -eq 133 ]; then
         left=10
@@ -127,8 +134,8 @@ def limits() -> str:
     return f"{' and '.join(found)}, by control groups" if found else "none: this computer has no control groups to use"
 
 
-def _set_limits(machine: Machine, share: Share) -> None:
-    """Make the control groups and write the limits; what this kernel does not offer is left out, as `limits` says."""
+def _make_groups(machine: Machine, share: Share) -> dict[Path, str]:
+    """Make the control groups; returns their limits, without what this kernel does not offer, as `limits` says."""
     amount, quota = int(share.memory * GIGABYTE), share.cpus * _PERIOD
     if CGROUPS in _hierarchies():
         for controller in ("cpu", "memory"):
@@ -145,9 +152,8 @@ def _set_limits(machine: Machine, share: Share) -> None:
     }
     for folder in machine.groups:
         folder.mkdir(exist_ok=True)
-        for name, value in values.items():
-            if (folder / name).exists():
-                (folder / name).write_text(value)
+    files = {folder / name: value for folder in machine.groups for name, value in values.items()}
+    return {file: value for file, value in files.items() if file.exists()}
 
 
 def _weight(share: Share) -> int:
@@ -195,9 +201,9 @@ def _command(machine: Machine, share: Share) -> list[str]:
 def boot(machine: Machine, share: Share) -> Process:
     """Start the machine, detached from this process, and return its PID 1; raises ProvisionError with the console."""
     halt(machine)
-    _set_limits(machine, share)
+    limits = "\n".join(f"{file} {value}" for file, value in _make_groups(machine, share).items())
     groups = " ".join(str(folder) for folder in machine.groups)
-    _detach(["sh", "-c", _LOOP, machine.name, groups, *_command(machine, share)], machine.console)
+    _detach(["sh", "-c", _LOOP, machine.name, groups, limits, *_command(machine, share)], machine.console)
     deadline = time.monotonic() + BOOT_SECONDS
     while not (first := init(machine)):
         if time.monotonic() > deadline or not starting(machine):

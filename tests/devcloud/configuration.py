@@ -8,7 +8,7 @@ import shutil
 from tests.devcloud import services
 from tests.devcloud.commands import DevcloudError
 from tests.devcloud.network import BRIDGE, DefaultRoute, name_server
-from tests.devcloud.state import DIR, ETC, HERE, LIBVIRT
+from tests.devcloud.state import DIR, ETC, GROUP, HERE, LIBVIRT
 
 KEYSTONE = f"http://127.0.0.1:{services.KEYSTONE_PORT}/v3"
 DATABASE = f"mysql+pymysql://os:os@127.0.0.1:{services.MARIADB_PORT}"
@@ -22,6 +22,7 @@ def render(route: DefaultRoute) -> None:
     """
     values: dict[str, object] = {
         "DIR": DIR,
+        "GROUP": GROUP,
         "IP": route.address,
         "MTU": route.mtu,
         "DNS": name_server(),

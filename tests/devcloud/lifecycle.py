@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from tests.devcloud import configuration, databases, guest, network, packages, p
 from tests.devcloud.commands import DevcloudError, attempt, output
 from tests.devcloud.progress import stage, until
 from tests.devcloud.services import SERVICES
-from tests.devcloud.state import CLOUDS, DATA, DIR, IS_UP, LOG, RABBITMQ
+from tests.devcloud.state import CLOUDS, DATA, DIR, GROUP, IS_UP, LOG, RABBITMQ
 
 DOWN = 3  # exit status of `status`, as systemctl has it
 _APIS = ("placement", "glance", "neutron-server", "nova-api", "nova-metadata", "cinder-api")
@@ -177,6 +180,7 @@ def down() -> None:
     with stage("network, mounts, loop devices"):
         network.close()
         _release_disks()
+        _remove_groups()
 
 
 def _release_disks() -> None:
@@ -188,6 +192,19 @@ def _release_disks() -> None:
         device, _, file = line.partition(" ")
         if file.strip().startswith(f"{DIR}/"):
             attempt("losetup", "--detach", device)
+
+
+def _remove_groups() -> None:
+    """Remove the cloud's control groups, in which nothing runs any more."""
+
+    def gone(group: Path) -> bool:
+        for folder, _, _ in os.walk(group, topdown=False):
+            with suppress(OSError):  # for a moment, processes that are gone still keep their group busy
+                Path(folder).rmdir()
+        return not group.exists()
+
+    for group in Path("/sys/fs/cgroup").glob(f"*/{GROUP}"):
+        until(f"{group} is removed", partial(gone, group), processes.log_file("libvirtd"))
 
 
 def purge() -> None:

@@ -25,6 +25,8 @@ LOCK = DIR / "lock"
 CLOUDS = DIR / "clouds.yaml"
 GUEST_IMAGE, GUEST_IMAGE_STAMP = IMAGE / "debian-12.raw", IMAGE / "inputs.sha256"
 IS_UP = RUN / "up"
+GROUP = "mlaas4hep-devcloud"
+"""The name of the control groups, one in each hierarchy of version 1, that hold the servers and nothing else."""
 _STAMP = DATA / "stamp"
 _FILLS_DATABASES = ("configuration.py", "databases.py", "seed.py", "services.py")
 

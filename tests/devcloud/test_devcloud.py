@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from keystoneauth1.exceptions import ConnectFailure
 
+from tests.devcloud import processes
 from tests.devcloud.fixtures import TestCloud, connect
 from tests.devcloud.seed import FLAVORS, USERS
 from tests.devcloud.state import HERE
@@ -53,6 +56,19 @@ def test_an_outage_of_nova_is_seen_by_a_client_and_ends(devcloud: TestCloud) -> 
         verb("start", "nova-api")
     assert list(connection.compute.servers()) is not None
     connection.close()
+
+
+def test_a_server_cannot_touch_control_groups_of_this_computer(devcloud: TestCloud) -> None:
+    if Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        pytest.skip("this computer has version 2 of control groups, of which the servers see all")
+    foreign = Path("/sys/fs/cgroup/cpu") / f"foreign-{os.getpid()}"
+    foreign.mkdir()
+    try:
+        words = ["nsenter", "--mount", "--cgroup", "--target", str(processes.pid("libvirtd")), "find", "/sys/fs/cgroup"]
+        seen = subprocess.run([*words, "-name", foreign.name], capture_output=True, text=True, check=True).stdout
+    finally:
+        foreign.rmdir()
+    assert seen == "", "a server's systemd would remove it, as it is empty"
 
 
 def test_volumes_are_made_and_removed_within_a_quota(devcloud: TestCloud) -> None:

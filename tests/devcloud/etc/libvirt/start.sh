@@ -5,7 +5,21 @@ mount --bind "@DIR@/libvirt/run" /run/libvirt
 mount --bind "@DIR@/libvirt/lib" /var/lib/libvirt
 mount --bind "@DIR@/libvirt/etc" /etc/libvirt
 mount --bind "@DIR@/libvirt/log" /var/log/libvirt
-if mountpoint -q /sys/fs/cgroup/unified; then
-    umount /sys/fs/cgroup/unified
-fi
-exec libvirtd --pid-file "@DIR@/libvirt/run/libvirtd.pid"
+# libvirt-lxc shows a server all control groups that it sees itself, and the server's systemd removes those that are
+# empty, whoever has made them: in version 1 it sees those below the cloud's own.
+begin=
+for tree in /sys/fs/cgroup/*; do
+    if [ -e "$tree/cgroup.procs" ] && [ ! -L "$tree" ] && mountpoint -q "$tree"; then
+        mkdir -p "$tree/@GROUP@"
+        for setting in cpuset.cpus cpuset.mems; do  # a new group has none, and takes no process
+            [ ! -e "$tree/$setting" ] || cat "$tree/$setting" >"$tree/@GROUP@/$setting"
+        done
+        echo $$ >"$tree/@GROUP@/cgroup.procs"
+        case $tree in
+        */unified) umount "$tree" ;;
+        *) mount --bind "$tree/@GROUP@" "$tree" ;;
+        esac
+        begin="unshare --cgroup"
+    fi
+done
+exec $begin libvirtd --pid-file "@DIR@/libvirt/run/libvirtd.pid"
