@@ -21,8 +21,8 @@ from provision.spec import MOST_WORKERS
 
 _STEP = "scale"
 _POLL_SECONDS = 2
-_CLUSTER = ("shared_folder", "slurm")
-"""Tags of the roles that know which machines a cluster has."""
+_CLUSTER = ("shared_folder", "slurm", "cluster")
+"""Tags of the roles and tasks that know which machines a cluster has."""
 
 
 class Scale(Change):

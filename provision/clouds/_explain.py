@@ -5,6 +5,7 @@ Keys and user-data become files that nobody else can read; no secret is an argum
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from provision.clouds.base import LOGIN_USER, Platform, Step
 from provision.remote import AWAIT_CLOUD_INIT, MAKE_HOST_KEY, TAKE_HOST_KEY, host_alias
 
 _TRIES = 60
+_OF_WORKER = re.compile(r"worker-([0-9]+)(?:-(.+))?")
 _PLACEHOLDERS = {"@PUBLIC@": "$public", "@HOST_PRIVATE@": "$host_private", "@HOST_PUBLIC@": "$host_public"}
 """What stands in the user-data for keys that the script makes, and the script's variables that hold them."""
 
@@ -29,15 +31,16 @@ class Subject:
     """What is explained.
 
     Attributes:
-        platform: the platform.
+        platform: the platform, or the worker of which a step is.
         values: the offer's values, see `OpenStackCloud.check`.
         words: the offer's facts.
         user: id of the cloud's user.
         cloud, region: the entry of clouds.yaml; region "" for the entry's own.
         account: of oidc-agent, by which the entry logs in; "" where it logs in by itself.
         rules: port and address family (IPv4, IPv6) of each rule of the security group.
+        inner: address families that it admits between its machines.
         subnet: addresses of a private network, CIDR.
-        user_data: of a platform `with_placeholders`.
+        user_data: renders that of a platform `with_placeholders`, or of a worker.
     """
 
     platform: Platform
@@ -48,15 +51,24 @@ class Subject:
     region: str
     account: str
     rules: Sequence[tuple[int, str]]
+    inner: Sequence[str]
     subnet: str
-    user_data: str
+    user_data: Callable[[Platform], str]
+
+    @property
+    def machine(self) -> str:
+        """The name of the machine's variables and files."""
+        return f"worker_{self.platform.worker}" if self.platform.worker else "server"
 
 
 def script(subject: Subject, steps: Sequence[Step]) -> str:
     """The whole script, for a POSIX shell; a step that no command of the cloud does is a comment."""
     blocks = [_beginning(subject)]
     for number, step in enumerate(steps, start=1):
-        lines = _BLOCKS.get(step.key, _by_provision)(subject)
+        key, of = step.key, subject
+        if worker := _OF_WORKER.fullmatch(key):
+            key, of = worker[2] or "server", replace(subject, platform=subject.platform.of_worker(int(worker[1])))
+        lines = _BLOCKS.get(key, _by_provision)(of)
         blocks.append("\n".join([f"# {number}. {step.title}", *lines]))
     blocks.append(_end(subject))
     return "\n\n".join(blocks)
@@ -111,6 +123,11 @@ def _group(subject: Subject) -> list[str]:
             ' --description "$mark" "$group"'
             for port, family in subject.rules
         ),
+        *(
+            f"openstack security group rule create --ingress --ethertype {family} --protocol any"
+            ' --remote-group "$group" --description "$mark" "$group"'
+            for family in subject.inner
+        ),
     ]
 
 
@@ -134,12 +151,13 @@ def _interface(_: Subject) -> list[str]:
 
 
 def _server(subject: Subject) -> list[str]:
-    values = subject.values
-    wishes = metadata(subject.platform, subject.user)
+    platform, values, machine = subject.platform, subject.values, subject.machine
+    wishes = metadata(platform, subject.user)
     network = [f"network={shlex.quote(values['network'])}"] if values["network"] else []
+    flavor = values["worker_flavor"] if platform.worker else values["flavor"]
     words = [
         "--wait",
-        f"--flavor {shlex.quote(values['flavor'])}",
+        f"--flavor {shlex.quote(flavor)}",
         f"--image {shlex.quote(values['image'])}",
         '--key-name "$made"',
         '--network "$network"',
@@ -147,21 +165,21 @@ def _server(subject: Subject) -> list[str]:
         '--user-data "$keys/user-data.yaml"',
         *(["--use-config-drive"] if values.get("ipv6_only") else []),
         *(f"--property {shlex.quote(f'{key}={value}')}" for key, value in wishes.items()),
-        '-f value -c id "$name")',
+        f"-f value -c id {platform.machine_name})",
     ]
     return [
         *network,
         "# the host key of the first contact; in the user-data its lines are joined, as in JSON",
-        _new_key("first_host_key", f"first host key of {subject.platform.name}"),
+        _new_key(f"{machine}_host_key", f"first host key of {platform.machine_name}"),
         'public=$(cat "$keys/id_ed25519.pub")',
-        'host_public=$(cat "$keys/first_host_key.pub")',
-        r"""host_private=$(awk '{ printf "%s\\n", $0 }' "$keys/first_host_key")""",
+        f'host_public=$(cat "$keys/{machine}_host_key.pub")',
+        rf"""host_private=$(awk '{{ printf "%s\\n", $0 }}' "$keys/{machine}_host_key")""",
         'cat > "$keys/user-data.yaml" <<END',
-        f"{_for_heredoc(subject.user_data)}END",
-        "server=$(openstack server create \\",
+        f"{_for_heredoc(subject.user_data(with_placeholders(platform)))}END",
+        f"{machine}=$(openstack server create \\",
         *_continued(words),
         'rm "$keys/user-data.yaml"',
-        *([] if values["external"] else _own_address()),
+        *([] if values["external"] and not platform.worker else _own_address(machine)),
     ]
 
 
@@ -187,14 +205,19 @@ def _attachment(_: Subject) -> list[str]:
     return ['openstack server add volume "$server" "$volume"']
 
 
-def _own_address() -> list[str]:
+def _own_address(machine: str) -> list[str]:
     """The address of the server's port, an IPv4 one where it has both."""
-    listed = """openstack port list --server "$server" -f json -c 'Fixed IP Addresses'"""
+    listed = f"""openstack port list --server "${machine}" -f json -c 'Fixed IP Addresses'"""
+    variable = _address_of(machine)
     return [
         f"""addresses=$({listed} | sed -n 's/.*"ip_address": "\\([^"]*\\)".*/\\1/p')""",
-        'address=$(echo "$addresses" | grep -F . || echo "$addresses")',
-        'address=$(echo "$address" | head -n 1)',
+        f'{variable}=$(echo "$addresses" | grep -F . || echo "$addresses")',
+        f'{variable}=$(echo "${variable}" | head -n 1)',
     ]
+
+
+def _address_of(machine: str) -> str:
+    return "address" if machine == "server" else f"{machine}_address"
 
 
 def _address(subject: Subject) -> list[str]:
@@ -207,48 +230,64 @@ def _address(subject: Subject) -> list[str]:
 
 
 def _ssh(subject: Subject) -> list[str]:
-    """The first contact, with the host key that was handed over, and no other accepted."""
-    jump = subject.platform.spec.jump
-    options = [
-        '-F none -i "$keys/id_ed25519" -o IdentitiesOnly=yes -o BatchMode=yes -o ConnectTimeout=5',
-        '-o StrictHostKeyChecking=yes -o GlobalKnownHostsFile=none -o UserKnownHostsFile="$keys/known_hosts"',
-        f"-o HostKeyAlias={_alias(subject)}",
-        *([f"-o {shlex.quote(f'ProxyCommand=ssh -W [%h]:%p ssh://{jump}')}"] if jump else []),
-        f'{LOGIN_USER}@"$address" "$@"',
-    ]
+    """The first contact, with the host key that was handed over, and no other accepted; a worker's leads through."""
+    platform, machine = subject.platform, subject.machine
+    jump = platform.spec.jump
+    if platform.worker:
+        way = f"ProxyCommand ssh -F $keys/ssh_config -W [%h]:%p {platform.name}"
+    else:
+        way = f"ProxyCommand ssh -W [%h]:%p ssh://{_for_heredoc(jump)}" if jump else ""
     return [
-        "on_machine() {",
-        "  ssh -n \\",
-        *(f"  {line}" for line in _continued(options)),
-        "}",
-        "until_done() {",
-        "  tries=0",
-        '  until on_machine "$@"; do',
-        f"    tries=$((tries + 1)); [ $tries -lt {_TRIES} ] || exit 1",
-        "    sleep 2",
-        "  done",
-        "}",
-        f'echo {_alias(subject)} "$host_public" > "$keys/known_hosts"',
-        "until_done true",
+        'cat >> "$keys/ssh_config" <<END',
+        f"Host {platform.machine_name}",
+        f"  HostName ${_address_of(machine)}",
+        f"  User {LOGIN_USER}",
+        "  IdentityFile $keys/id_ed25519",
+        "  IdentitiesOnly yes",
+        "  BatchMode yes",
+        "  ConnectTimeout 5",
+        "  StrictHostKeyChecking yes",
+        "  GlobalKnownHostsFile none",
+        f"  UserKnownHostsFile $keys/{machine}_known_hosts",
+        f"  HostKeyAlias {_alias(subject)}",
+        *([f"  {way}"] if way else []),
+        "END",
+        f'on_{machine}() {{ ssh -n -F "$keys/ssh_config" {platform.machine_name} "$@"; }}',
+        *([] if platform.worker else _UNTIL_DONE),
+        f'echo {_alias(subject)} "$(cat "$keys/{machine}_host_key.pub")" > "$keys/{machine}_known_hosts"',
+        f"until_done on_{machine} true",
     ]
+
+
+_UNTIL_DONE = (
+    "until_done() {",
+    "  tries=0",
+    '  until "$@"; do',
+    f"    tries=$((tries + 1)); [ $tries -lt {_TRIES} ] || exit 1",
+    "    sleep 2",
+    "  done",
+    "}",
+)
 
 
 def _host_key(subject: Subject) -> list[str]:
+    machine = subject.machine
+
     def on_machine(words: str) -> str:
-        return shlex.quote(shlex.join(["sudo", "sh", "-c", words]))
+        return f"on_{machine} {shlex.quote(shlex.join(['sudo', 'sh', '-c', words]))}"
 
     return [
         f"until_done {on_machine(f'{AWAIT_CLOUD_INIT}; true')}",
-        f"host_public=$(on_machine {on_machine(MAKE_HOST_KEY)})",
-        f"on_machine {on_machine(TAKE_HOST_KEY)}",
-        f'echo {_alias(subject)} "$host_public" > "$keys/known_hosts"',
-        'rm "$keys/first_host_key" "$keys/first_host_key.pub"',
-        f'openstack server set --property {HOST_KEY}="$host_public" "$server"',
+        f"host_public=$({on_machine(MAKE_HOST_KEY)})",
+        on_machine(TAKE_HOST_KEY),
+        f'echo {_alias(subject)} "$host_public" > "$keys/{machine}_known_hosts"',
+        f'rm "$keys/{machine}_host_key" "$keys/{machine}_host_key.pub"',
+        f'openstack server set --property {HOST_KEY}="$host_public" "${machine}"',
     ]
 
 
 def _alias(subject: Subject) -> str:
-    return host_alias(subject.platform.name, subject.platform.uid)
+    return host_alias(subject.platform.machine_name, subject.platform.uid)
 
 
 def _by_provision(_: Subject) -> list[str]:

@@ -20,6 +20,7 @@ from provision.spec import PlatformSpec
 
 PRIVATE_RANGE = "10.142.0.0/24"
 """Addresses of a network that is made for a platform; it stands alone behind its own router."""
+FAMILIES = ("IPv4", "IPv6")
 
 _log = logging.getLogger("provision")
 
@@ -312,12 +313,12 @@ def _missing_inner(group: Any, spec: PlatformSpec) -> list[str]:
     """Address families that the group does not admit yet between the machines that are in it."""
     have = {rule["ethertype"] for rule in group.security_group_rules if rule.get("remote_group_id") == group.id}
     # the default rules of some clouds have them already, for one family or both
-    return [family for family in ("IPv4", "IPv6") if spec.workers and family not in have]
+    return [family for family in FAMILIES if spec.workers and family not in have]
 
 
 def rules(spec: PlatformSpec) -> list[tuple[int, str]]:
     """Port and address family of each rule of the security group."""
-    return [(port, family) for port in (22, *spec.open_ports) for family in ("IPv4", "IPv6")]
+    return [(port, family) for port in (22, *spec.open_ports) for family in FAMILIES]
 
 
 def user_data(platform: Platform) -> str:

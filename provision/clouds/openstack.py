@@ -22,7 +22,7 @@ from provision.clouds._cinder import Volumes
 from provision.clouds._credentials import agent_account, connect, explained, parted, read_entry
 from provision.clouds._glance import CloudImages
 from provision.clouds._lease import Lease
-from provision.clouds._making import PRIVATE_RANGE, Making, rules, user_data
+from provision.clouds._making import FAMILIES, PRIVATE_RANGE, Making, rules, user_data
 from provision.clouds._marks import HOST_KEY, found_platforms
 from provision.clouds._retry import API_SECONDS, PAUSES, insist
 from provision.clouds._usage import usage
@@ -128,8 +128,6 @@ class OpenStackCloud(Cloud):
 
     def explain(self, platform: Platform, offer: Offer, steps: Sequence[Step]) -> str:
         """See the contract."""
-        if platform.workers:
-            raise UsageError("The script of a plan has one machine, and this one has workers.", "--dry-run shows it.")
         name, region = parted(self.name)
         with explained(self.name):
             user = str(self.conn.current_user_id)
@@ -142,8 +140,9 @@ class OpenStackCloud(Cloud):
             region=region,
             account=agent_account(self.conn.config.config),
             rules=rules(platform.spec),
+            inner=FAMILIES if platform.workers else (),
             subnet=PRIVATE_RANGE,
-            user_data=user_data(_explain.with_placeholders(platform)),
+            user_data=user_data,
         )
         return _explain.script(subject, steps)
 

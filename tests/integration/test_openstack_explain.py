@@ -32,7 +32,8 @@ def plans(
 ) -> Iterator[tuple[Plan, Plan]]:
     """Two plans for the same platform: one to be explained, one to be executed; what a failed test left is removed."""
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(openstack_cloud.config))
-    spec = make_spec({"name": "twin", "cpus": 1, "memory": "1GB", "disk": "10GB", "cloud": openstack_cloud.name})
+    size = {"cpus": 1, "memory": "1GB", "disk": "10GB"}
+    spec = make_spec({"name": "twin", **size, "workers": 1, "cloud": openstack_cloud.name})
     made = tuple(make_plan(spec, home, bare=True) for home in (Home(), Home(tmp_path / "other")))
     yield made[0], made[1]
     for plan in made:
@@ -55,10 +56,25 @@ def described(cloud: TestCloud, uid: str) -> dict[str, Any]:
     group, network, subnet, router, address = (
         ours(collection) for collection in ("security_groups", "networks", "subnets", "routers", "ips")
     )
-    server = one(s for s in compute.servers(details=True) if s.metadata.get("provision_uid") == uid)
+    own_server, worker = sorted(
+        (s for s in compute.servers(details=True) if s.metadata.get("provision_uid") == uid), key=lambda s: str(s.name)
+    )
     pair = one(p for p in compute.keypairs() if p.name == f"provision-twin-{uid}")
-    port = one(neutron.ports(device_id=server.id))
+    port, worker_port = (one(neutron.ports(device_id=server.id)) for server in (own_server, worker))
     own = {thing.id: kind for kind, thing in (("group", group), ("network", network), ("subnet", subnet))}
+
+    def server_facts(server: Any, port: Any) -> tuple[Any, ...]:
+        return (
+            server.name,
+            server.status,
+            server.key_name,
+            server.flavor.name,
+            server.image.id,
+            sorted(_one_line(item) for item in _without_host_key(server.metadata).items()),
+            [own[a["subnet_id"]] for a in port.fixed_ips],
+            [own[g] for g in port.security_group_ids],
+        )
+
     facts: dict[str, Any] = {
         "key pair": (pair.name, pair.type),
         "group": (*_marks(group), sorted(map(_rule, group.security_group_rules), key=str)),
@@ -70,16 +86,8 @@ def described(cloud: TestCloud, uid: str) -> dict[str, Any]:
             router.external_gateway_info.get("enable_snat"),
             sorted(own.get(a["subnet_id"], "") for p in neutron.ports(device_id=router.id) for a in p.fixed_ips),
         ),
-        "server": (
-            server.name,
-            server.status,
-            server.key_name,
-            server.flavor.name,
-            server.image.id,
-            sorted(_one_line(item) for item in _without_host_key(server.metadata).items()),
-            [own[a["subnet_id"]] for a in port.fixed_ips],
-            [own[g] for g in port.security_group_ids],
-        ),
+        "server": server_facts(own_server, port),
+        "worker": server_facts(worker, worker_port),
         # its name is its address
         "floating IP": (*_marks(address)[1:], address.floating_network_id, address.port_id == port.id),
     }
@@ -141,7 +149,13 @@ def test_the_script_makes_what_the_command_makes(openstack_cloud: TestCloud, pla
     assert done.returncode == 0, done.stdout + done.stderr
     (keys,) = work.iterdir()
     # what only the first contact needed is gone, and nobody else can read the rest
-    assert {path.name for path in keys.iterdir()} == {"id_ed25519", "id_ed25519.pub", "known_hosts"}
+    assert {path.name for path in keys.iterdir()} == {
+        "id_ed25519",
+        "id_ed25519.pub",
+        "server_known_hosts",
+        "ssh_config",
+        "worker_1_known_hosts",
+    }
     assert {path.stat().st_mode & 0o077 for path in (keys, *keys.iterdir())} == {0}
     assert described(openstack_cloud, explained.record.uid) == described(openstack_cloud, direct.record.uid)
 
@@ -152,8 +166,9 @@ def test_the_script_makes_what_the_command_makes(openstack_cloud: TestCloud, pla
     again = make_plan(explained.record.spec, Home(), bare=True)
     again.execute(progress)
     assert [title for title in progress.titles if not title.startswith("there: ")] == []
-    with Remote(again.platform.folder) as remote:
-        assert remote.run(["hostname"]) == "twin\n"
+    for folder, name in ((again.platform.folder, "twin"), (again.platform.of_worker(1).machine_folder, "twin-w1")):
+        with Remote(folder) as remote:
+            assert remote.run(["hostname"]) == f"{name}\n"
     for plan in (again, direct):
         undo(plan.cloud, plan.platform, Silent())
     assert listing(openstack_cloud) == before

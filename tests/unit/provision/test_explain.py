@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from provision.clouds._explain import Subject, script, with_placeholders
-from provision.clouds._making import rules, user_data
+from provision.clouds._explain import Subject, script
+from provision.clouds._making import FAMILIES, rules, user_data
 from provision.clouds.base import Platform, Step
 from provision.record import Folder, Record, Resource
 from provision.spec import make_spec
@@ -19,12 +19,17 @@ def resource() -> Resource:
 
 
 def test_hostile_names_stay_words(tmp_path: Path):
-    spec = make_spec({"name": "higgs", "cloud": HOSTILE, "image": HOSTILE, "jump": "ada@gate:2222", "ports": [8080]})
+    spec = make_spec(
+        {"name": "higgs", "cloud": HOSTILE, "image": HOSTILE, "jump": "ada@gate:2222", "ports": [8080], "workers": 1}
+    )
     record = Record(name="higgs", uid="0123456789", owner=HOSTILE, toolkit="0", spec=spec, facts={"image": HOSTILE})
     platform = Platform(record, Folder(tmp_path))
-    values = dict.fromkeys(("flavor", "image", "network", "external", "gateway", "volume"), HOSTILE)
+    values = dict.fromkeys(("flavor", "worker_flavor", "image", "network", "external", "gateway", "volume"), HOSTILE)
     keys = ["keypair", "security-group", "router", "data-volume", "server", "volume-attachment", "floating-ip", "ssh"]
-    steps = [Step(key, key, 1, resource, resource) for key in (*keys, "host-key", "configure")]
+    steps = [
+        Step(key, key, 1, resource, resource)
+        for key in (*keys, "host-key", "worker-1", "worker-1-ssh", "worker-1-host-key", "configure")
+    ]
     subject = Subject(
         platform,
         values,
@@ -34,8 +39,9 @@ def test_hostile_names_stay_words(tmp_path: Path):
         HOSTILE,
         HOSTILE,
         rules(spec),
+        FAMILIES,
         "10.0.0.0/24",
-        user_data(with_placeholders(platform)),
+        user_data,
     )
     text = script(subject, steps)
     for number, step in enumerate(steps, start=1):
