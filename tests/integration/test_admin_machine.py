@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -91,6 +92,7 @@ for name in plain secure; do
   echo "Suite: lab-$name" | sed s/secure/security/ > Release
   echo "deb [trusted=yes] file:/srv/archive/$name ./" > /etc/apt/sources.list.d/lab-$name.list
 done
+apt-get update --quiet
 """
 """Two packages that there are newer versions of, one of them for security."""
 
@@ -115,10 +117,13 @@ class Lab:
         wheel = ["--mlaas4hep", str(self.wheel)]
         with self.timed("create"):
             self.command("create", "lab", "--cloud", "local", *shared, *size, *wheel, "--yes")
-        folder = self.folder / f"service-{len(self.figures)}"
-        folder.mkdir()
-        self.service = SharedService(self.command, "lab", self.provider, folder)
+        self.meet()
         self.let_jobs_run()
+
+    def meet(self) -> None:
+        """Trust the machine's own CA, of which there is another one after a creation or a restore."""
+        folder = Path(tempfile.mkdtemp(prefix="service-", dir=self.folder))
+        self.service = SharedService(self.command, "lab", self.provider, folder)
 
     def let_jobs_run(self) -> None:
         """As a platform's own machine does: this computer's control groups may be of version 1."""
@@ -328,6 +333,7 @@ def test_a_destroyed_platform_is_restored_on_a_new_machine(lab: Lab):
             told = lab.admin("restore", *storage(lab))
     print("FIGURE restore", told["report"], flush=True)
     assert told["report"]["interrupted"] == [running]
+    lab.meet()
     with lab.service.provider_reached():
         after = lab.state()
         with lab.service.browser(lab.service.token("alice")) as alice:
