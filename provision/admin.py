@@ -301,17 +301,21 @@ def inventory(home: Home, folders: Sequence[Folder], configured: bool = False) -
     """The inventory of these platforms, as Ansible wants it of a script's `--list`.
 
     All are in the group `platform`, and each in those of its cloud (`cloud_local`), service (`service_shared`),
-    executor (`executor_slurm`) and, with GPUs, in `gpu`. SSH uses each platform's own key and host key.
+    executor (`executor_slurm`) and, with GPUs, in `gpu`. The workers of clusters are in the group `workers`; each
+    machine is told of its platform's (`platform_machine`, `platform_workers`). SSH uses the platform's own key and
+    each machine's host key.
 
     Args:
         home: the toolkit's folder.
         folders: which platforms.
         configured: whether to add the variables of `platform.yml`; builds the wheel of a checkout that has changed.
     """
-    groups: dict[str, Any] = {"platform": {"hosts": []}, "_meta": {"hostvars": {}}}
+    groups: dict[str, Any] = {"platform": {"hosts": []}, "workers": {"hosts": []}, "_meta": {"hostvars": {}}}
     for folder in folders:
         record = folder.load()
-        groups["_meta"]["hostvars"][folder.name] = _host(home, folder, record, configured)
+        host = _host(home, folder, record, configured)
+        groups["_meta"]["hostvars"] |= dict.fromkeys([folder.name, *host["platform_workers"]], host)
+        groups["workers"]["hosts"] += host["platform_workers"]
         for group in ("platform", *_groups(record)):
             groups.setdefault(group, {"hosts": []})["hosts"].append(folder.name)
     return groups
@@ -325,10 +329,19 @@ def _host(home: Home, folder: Folder, record: Record, configured: bool) -> dict[
     return {
         **connection_variables(folder),
         "platform_name": record.name,
+        "platform_machine": folder.name,
+        "platform_workers": _workers(record),
         "platform_uid": record.uid,
         "backup_key_file": str(home.path / "backups" / f"{record.name}.key"),
         **more,
     }
+
+
+def _workers(record: Record) -> list[str]:
+    """The names of the platform's workers."""
+    from provision.record import worker_name
+
+    return [worker_name(record.name, number) for number in range(1, record.spec.workers + 1)]
 
 
 def _groups(record: Record) -> Iterator[str]:
@@ -396,19 +409,17 @@ def _run_batch(
     from provision.share import share
 
     base, began = share(), time.monotonic()
-    watch = _Watch({folder.name: Outcome(folder.name, log=str(_new_log(folder, verb))) for folder in folders}, progress)
     listing = inventory(home, folders, verb.configured)
-    hosts = {name: listing["_meta"]["hostvars"][name] for name in listing["platform"]["hosts"]}
-    children: dict[str, Any] = {
-        group: {"hosts": {name: {} for name in content["hosts"]}}
-        for group, content in listing.items()
-        if group not in ("platform", "_meta")
-    }
+    known = listing.pop("_meta")["hostvars"]
+    groups = {group: {"hosts": {name: known[name] for name in found["hosts"]}} for group, found in listing.items()}
+    machines = {folder.name: [folder.name, *known[folder.name]["platform_workers"]] for folder in folders}
+    outcomes = {folder.name: Outcome(folder.name, log=str(_new_log(folder, verb))) for folder in folders}
+    watch = _Watch(outcomes, machines, progress)
     with tempfile.TemporaryDirectory(prefix="provision-") as private:
         run = ansible_runner.run(
             private_data_dir=private,
             playbook=str(base / "playbooks" / "admin" / f"{verb.name}.yml"),
-            inventory={"platform": {"hosts": hosts}, **children},
+            inventory=groups,
             extravars=variables,
             envvars=ansible_environment(base, private),
             cmdline="--check --diff" if check else None,
@@ -432,8 +443,13 @@ def _new_log(folder: Folder, verb: Verb) -> Path:
 class _Watch:
     """Turns the events of one run into the outcomes of its platforms."""
 
-    def __init__(self, outcomes: dict[str, Outcome], progress: Callable[[str], None]) -> None:
+    def __init__(
+        self, outcomes: dict[str, Outcome], machines: dict[str, list[str]], progress: Callable[[str], None]
+    ) -> None:
         self._outcomes = outcomes
+        self._machines = machines
+        self._failures: dict[str, dict[str, str]] = {name: {} for name in outcomes}
+        self._of = {machine: outcomes[name] for name, those in machines.items() for machine in those}
         self._progress = progress
         self._ended = False
         self._said = ""
@@ -443,7 +459,9 @@ class _Watch:
         from provision.configure import failure_message, task_name
 
         data = event.get("event_data", {})
-        host = self._outcomes.get(str(data.get("host", "")))
+        name = str(data.get("host", ""))
+        host = self._of.get(name)
+        where = f"{name}: " if host and name != host.name else ""
         self._write(event.get("stdout") or "", [host] if host else list(self._outcomes.values()))
         match event["event"]:
             case "playbook_on_task_start" | "playbook_on_handler_task_start":
@@ -452,15 +470,23 @@ class _Watch:
                 result = data.get("res", {})
                 if str(data.get("task")).rpartition(" : ")[2] == REPORT and isinstance(result.get("msg"), dict):
                     host.report |= result["msg"]
-                if result.get("changed"):
+                # what each machine of a cluster does, is told once
+                known = task_name(data) in host.changed and len(self._machines[host.name]) > 1
+                if result.get("changed") and not known:
                     host.changed.append(task_name(data))
             case "runner_on_failed" if host and not data.get("ignore_errors"):
-                host.failure = f"{task_name(data)}: {failure_message(data.get('res', {}))}"
+                self._fail(host, name, f"{where}{task_name(data)}: {failure_message(data.get('res', {}))}")
             case "runner_on_unreachable" if host:
-                host.failure = f"the machine was not reached: {failure_message(data.get('res', {}))}"
+                self._fail(host, name, f"{where}the machine was not reached: {failure_message(data.get('res', {}))}")
             case "playbook_on_stats":
                 self._count(data)
         return False
+
+    def _fail(self, outcome: Outcome, machine: str, failure: str) -> None:
+        """Tell the last failure of each machine: that of a worker may be why its platform's own machine stops."""
+        failures = self._failures[outcome.name]
+        failures[machine] = failure
+        outcome.failure = "; ".join(failures.values())
 
     def _write(self, text: str, outcomes: Sequence[Outcome]) -> None:
         if not text:
@@ -473,9 +499,9 @@ class _Watch:
     def _count(self, data: dict[str, Any]) -> None:
         self._ended = True
         for name, outcome in self._outcomes.items():
-            if data.get("dark", {}).get(name):
+            if any(map(data.get("dark", {}).get, self._machines[name])):
                 outcome.state = "unreachable"
-            elif data.get("failures", {}).get(name):
+            elif any(map(data.get("failures", {}).get, self._machines[name])):
                 outcome.state = "failed"
             else:
                 outcome.failure = ""  # what a rescue has made good

@@ -86,7 +86,7 @@ def image_digest(spec: PlatformSpec, framework: Framework) -> str:
     base, variables = share(), _installed_variables(spec, framework)
     roles = [base / "roles" / name for name in _BAKED_ROLES]
     files = [path for role in roles for path in sorted(role.rglob("*")) if path.is_file()]
-    playbooks = [base / "playbooks" / "platform.yml", base / "playbooks" / "cloud_image.yml"]
+    playbooks = [base / "playbooks" / name for name in ("platform.yml", "vars/cluster.yml", "cloud_image.yml")]
     locks = [Path(variables["mlaas4hep_installer"]), Path(variables["mlaas4hep_lock"])]
     packages = [
         digest_of([Path(name)], Path(name).parent) if name.endswith(".whl") else name

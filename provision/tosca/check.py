@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from provision.errors import UsageError
-from provision.share import share
+from provision.share import platform_play, share
 from provision.tosca import dashboard
 from provision.tosca.render import BASIC_TYPES, CATALOGUE, NODE_TYPE
 from provision.tosca.source import Problem, Source, read_source
@@ -224,7 +224,7 @@ def _roles(imported: dict[str, Source]) -> Iterator[Problem]:
 @cache
 def _variables() -> frozenset[str]:
     """The variables of the playbook and its roles."""
-    (play,) = yaml.safe_load((share() / "playbooks/platform.yml").read_text(encoding="utf-8"))
+    play = platform_play()
     known = set(play["vars"])
     for path in (share() / "roles").glob("*/meta/argument_specs.yml"):
         known |= set(yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"]["main"]["options"])

@@ -17,7 +17,7 @@ from provision.configure import platform_variables
 from provision.errors import UsageError
 from provision.framework import Framework
 from provision.record import Record
-from provision.share import share
+from provision.share import platform_play, share
 from provision.spec import REGISTERED, PlatformSpec
 from provision.tosca.form import DATA, ISSUER, MACHINE, SERVICE, inputs_of, system_of
 
@@ -199,7 +199,7 @@ def playbook(portfolio: Portfolio, framework: Framework) -> list[dict[str, Any]]
     def inside(name: str) -> str:
         return f"{portfolio.role_name}/roles/{name}"
 
-    (play,) = yaml.safe_load((share() / "playbooks/platform.yml").read_text(encoding="utf-8"))
+    play = platform_play()
     for task in play["pre_tasks"]:
         if called := task.get("ansible.builtin.include_role"):
             called["name"] = inside(called["name"])
@@ -388,7 +388,7 @@ def _outputs(spec: PlatformSpec, private: bool) -> dict[str, Any]:
 
 def _copy_role(framework: Framework, target: Path) -> None:
     """All roles of the playbook inside of one, as Ansible Galaxy takes one from a repository."""
-    (play,) = yaml.safe_load((share() / "playbooks/platform.yml").read_text(encoding="utf-8"))
+    play = platform_play()
     for role in play["roles"]:
         shutil.copytree(share() / "roles" / role["role"], target / "roles" / role["role"])
     for lock in ("installer", "platform", "platform-gpu", "jupyter"):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
-from provision.framework import further_packages
+from provision.framework import find_framework, further_packages
 from tests.conftest import Command
+from tests.integration.releases import variant
+from tests.slurm.cluster import wait_until
 
 AUC = 0.75
 _MODEL = """import torch
@@ -51,6 +55,47 @@ def two_workers_train_one_model(provision: Command, name: str, folder: Path) -> 
     provision("fetch", name, "--to", str(folder / "model"))
     metrics = json.loads((folder / "model" / "metrics.json").read_text())
     assert metrics["final"]["test"]["auc"] >= AUC
+
+
+def it_is_looked_after(provision: Command, name: str, folder: Path) -> None:
+    """What administrators do to a platform, they do to its workers too, and the cluster goes on."""
+
+    def admin(verb: str, *words: str) -> dict[str, Any]:
+        done = provision.run("admin", verb, name, "--json", "--yes", *words)
+        assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+        return dict(json.loads(done.stdout)["platforms"][0])
+
+    def on(machine: str, *words: str) -> str:
+        config = provision("ssh", name, "--print-config").strip()
+        done = subprocess.run(["ssh", "-F", config, machine, *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def environments() -> list[str]:
+        return [on(machine, "readlink", "/opt/mlaas4hep/venv") for machine in (name, f"{name}-w1", f"{name}-w2")]
+
+    def nodes() -> str:
+        found = admin("health")["report"]["findings"]
+        return str(next(finding["words"] for finding in found if finding["check"] == "nodes"))
+
+    assert admin("audit")["changed"] == []
+    assert nodes() == "2 at work"
+    first = environments()
+    assert len(set(first)) == 1
+    wheel = find_framework("", Path(os.environ["PROVISION_CACHE"])).wheel
+    new = ["--packages", "none", "--wheel", str(variant(wheel, folder / "new", "mlaas4hep/__init__.py", "\n# newer\n"))]
+    foretold = set(admin("update", *new, "--check")["changed"])
+    assert environments() == first
+    assert set(admin("update", *new)["changed"]) == foretold
+    newer = environments()
+    assert len(set(newer)) == 1 and newer != first
+    assert admin("update", *new)["changed"] == []
+    admin("update", "--rollback")
+    assert environments() == first
+
+    admin("hardening")
+    # the controller hears of its nodes through the firewall
+    on(f"{name}-w1", "sudo", "systemctl", "restart", "slurmd.service")
+    wait_until(lambda: nodes() == "2 at work")
 
 
 def it_becomes_smaller(provision: Command, name: str, folder: Path) -> None:

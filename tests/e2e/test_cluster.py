@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import Command, long
 from tests.devcloud.fixtures import TestCloud, listing
-from tests.e2e.cluster import it_becomes_smaller, torch_wheel, two_workers_train_one_model
+from tests.e2e.cluster import it_becomes_smaller, it_is_looked_after, torch_wheel, two_workers_train_one_model
 
 _WORKERS = ("--workers", "2", "--cpus", "2", "--memory", "4GB")
 
@@ -33,11 +33,14 @@ def test_two_workers_train_one_model_on_openstack(user_home: Path, openstack_clo
 
 @long
 @pytest.mark.machine
-def test_two_workers_train_one_model_on_this_computer(computer_with_machines: None, user_home: Path, tmp_path: Path):
+def test_a_cluster_of_this_computer_is_looked_after_and_trains(
+    computer_with_machines: None, user_home: Path, tmp_path: Path
+):
     provision = Command(user_home)
     torch = str(torch_wheel(tmp_path / "wheel"))
     try:
         provision("create", "pair", "--cloud", "local", *_WORKERS, "--framework", torch, "--yes")
+        it_is_looked_after(provision, "pair", tmp_path)
         two_workers_train_one_model(provision, "pair", tmp_path)
         it_becomes_smaller(provision, "pair", tmp_path)
     finally:

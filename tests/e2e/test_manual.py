@@ -84,6 +84,8 @@ ELSEWHERE = {
     r"create \w+ --cloud site --data-volume .*": (
         "test_data_of_a_server_are_there_after_a_rebuild_and_on_the_next_server"
     ),
+    r"create higgs --cloud site --workers 2": "test_two_workers_train_one_model_on_openstack",
+    r"train higgs my_training.*": "test_two_workers_train_one_model_on_openstack",
     r"scale higgs .*": "test_workers_come_and_go_with_their_platform_whatever_is_killed",
     r"(adopt|gc) .*--cloud site.*": "test_a_lost_record_is_made_again_and_orphans_are_removed",
     r"resize higgs .*": "test_size_and_system_of_a_machine",
@@ -101,10 +103,8 @@ ELSEWHERE = {
 """Lines that need what no test has, as a public cloud: the test that does the same with what there is."""
 
 UNTRIED = {
-    r"create higgs --framework torch": "PyTorch's packages for GPUs take 7 GB of each machine",
+    r"create higgs --framework torch": "PyTorch's packages for GPUs take 7 GB; a cluster is made with those for CPUs",
     r"image build --framework torch": "the same",
-    r"create higgs --cloud site --workers 2": "three machines with all roles take a quarter of an hour and more",
-    r"train higgs my_training.*": "the same",
     r"create ml .*--executor slurm .*": "the executor is tried on a real Slurm, and not by a creation",
     r"top ml": "only its parts are tried",
 }

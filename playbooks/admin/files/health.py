@@ -36,6 +36,7 @@ UNITS = {
     "platform-jupyter-ports.service": "/etc/systemd/system/platform-jupyter-ports.service",
     "platform-backup.timer": "/etc/platform-backup/backup.json",
 }
+NODES_AT_WORK = {"idle", "mixed", "allocated", "completing"}
 
 
 def output(*words):
@@ -99,6 +100,19 @@ def queue(root, answer):
     running = sum(phases.get(phase, 0) for phase in ("handing", "handed"))
     held = ", held: the service is drained" if drained(root) else ""
     yield finding("queue", True, f"{running} running, {phases.get('waiting', 0)} waiting{held}")
+
+
+def nodes(root):
+    """The nodes of a Slurm that is controlled here."""
+    if not (root / UNITS["slurmctld.service"].lstrip("/")).exists():
+        return
+    states = [line.split() for line in output("sinfo", "--noheader", "--Node", "--format=%N %T").splitlines()]
+    # a mark behind the state tells more: * is a node that does not answer
+    lacking = [f"{node} is {state}" for node, state in states if state not in NODES_AT_WORK]
+    words = ", ".join(lacking) or f"{len(states)} at work"
+    yield finding(
+        "nodes", states and not lacking, words, "`scontrol show node NAME` tells why; `systemctl status slurmd` there."
+    )
 
 
 def drained(root):
@@ -231,6 +245,7 @@ def health(facts, root=Path("/")):
     return [
         *services(root),
         *service(root),
+        *nodes(root),
         *disks(root, limits),
         memory(root),
         *gpus(root),

@@ -170,10 +170,37 @@ def test_a_bad_finding_is_no_success():
 
 def test_what_handlers_do_is_told_as_it_begins(tmp_path: Path):
     told: list[str] = []
-    watch = _Watch({"lab": Outcome("lab", log=str(tmp_path / "log"))}, told.append)
+    watch = _Watch({"lab": Outcome("lab", log=str(tmp_path / "log"))}, {"lab": ["lab"]}, told.append)
     for event in ("playbook_on_task_start", "playbook_on_handler_task_start"):
         watch({"event": event, "event_data": {"task": "Restart the service", "role": "mlaas4hep"}})
     assert told == ["mlaas4hep : Restart the service"] * 2
+
+
+def test_what_a_worker_does_is_told_of_its_platform(tmp_path: Path):
+    outcomes = {name: Outcome(name, log=str(tmp_path / name)) for name in ("pair", "lab")}
+    watch = _Watch(outcomes, {"pair": ["pair", "pair-w1"], "lab": ["lab"]}, lambda _: None)
+    for host in ("pair-w1", "pair", "pair-w1"):
+        watch({"event": "runner_on_ok", "event_data": {"host": host, "task": "Set", "res": {"changed": True}}})
+    watch({"event": "runner_on_failed", "event_data": {"host": "pair-w1", "task": "Go", "res": {"msg": "no room"}}})
+    watch({"event": "runner_on_failed", "event_data": {"host": "pair", "task": "Check", "res": {"msg": "not all"}}})
+    watch({"event": "playbook_on_stats", "event_data": {"failures": {"pair-w1": 1}}})
+    pair, lab = watch.outcomes(2, 1)
+    assert (pair.state, pair.changed, pair.failure) == ("failed", ["Set"], "pair-w1: Go: no room; Check: not all")
+    assert (lab.state, lab.changed, lab.failure) == ("ok", [], "")
+
+
+def test_machines_of_a_cluster_know_each_other_among_many_platforms(home: Home):
+    folder = home.folder("lab2")
+    record = folder.load()
+    record.spec = record.spec.model_copy(update={"workers": 2})
+    folder.save(record)
+    listing = inventory(home, chosen(home, []))
+    known = listing["_meta"]["hostvars"]
+    assert listing["platform"]["hosts"] == ["lab1", "lab2"]
+    assert listing["workers"]["hosts"] == ["lab2-w1", "lab2-w2"]
+    told = {name: (facts["platform_machine"], facts["platform_workers"]) for name, facts in known.items()}
+    cluster = ("lab2", ["lab2-w1", "lab2-w2"])
+    assert told == {"lab1": ("lab1", []), "lab2": cluster, "lab2-w1": cluster, "lab2-w2": cluster}
 
 
 def test_every_playbook_is_a_verb_and_is_parsed(tmp_path: Path):
@@ -189,6 +216,7 @@ def test_every_playbook_is_a_verb_and_is_parsed(tmp_path: Path):
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 def test_options_of_a_verb_are_variables_of_its_playbook(verb: Verb):
     words = (PLAYBOOKS / f"{verb.name}.yml").read_text()
+    words += "".join((PLAYBOOKS / file).read_text() for file in re.findall(r"- (\.\./vars/\w+\.yml)$", words, re.M))
     roles = [path.read_text() for role in re.findall(r"(?:name|role): (\w+)$", words, re.M)
              for path in (REPOSITORY / "roles" / role).rglob("*.yml")]  # fmt: skip
     for option in verb.options:

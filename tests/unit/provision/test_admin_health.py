@@ -49,6 +49,27 @@ def test_days_of_certificates_are_counted(health: ModuleType, tmp_path: Path, da
     assert not found["good"] and found["words"] == "it cannot be read"
 
 
+@pytest.mark.parametrize(
+    ("told", "good", "words"),
+    [
+        ("w1 idle\nw2 mixed", True, "2 at work"),
+        ("w1 idle*\nw2 allocated", False, "w1 is idle*"),
+        ("w1 drained\nw2 down*", False, "w1 is drained, w2 is down*"),
+        ("", False, "0 at work"),
+    ],
+)
+def test_nodes_of_slurm_that_take_no_jobs_are_named(
+    health: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, good: bool, words: str
+):
+    assert list(health.nodes(tmp_path)) == []
+    unit = tmp_path / health.UNITS["slurmctld.service"].lstrip("/")
+    unit.parent.mkdir(parents=True)
+    unit.touch()
+    monkeypatch.setattr(health, "output", lambda *_: told)
+    [found] = health.nodes(tmp_path)
+    assert (found["good"], found["words"]) == (good, words)
+
+
 def test_the_last_backup_is_judged_by_age_and_outcome(health: ModuleType, tmp_path: Path):
     def found(told: object) -> tuple[bool, str]:
         (state / "last.json").write_text(json.dumps(told))
