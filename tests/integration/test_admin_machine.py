@@ -483,7 +483,7 @@ def test_an_update_that_is_killed_leaves_the_platform_serving_and_is_completed(l
         ("mlaas4hep : Install the locked dependencies", False),  # it is made
         ("Wait for the jobs that run", False),  # it is whole, and the service drained
         ("mlaas4hep : Put the command on everyone's path", True),  # it is in use, and the service runs the former one
-        ("mlaas4hep : Restart the service", True),
+        ("Restart the service", True),
     ):
         killed(lab.command, "", task, "admin", "update", "lab", "--json", *words)
         assert (in_use(lab) != first) == switched
