@@ -477,6 +477,9 @@ def in_use(lab: Lab) -> str:
 @pytest.mark.usefixtures("filled")
 def test_an_update_that_is_killed_leaves_the_platform_serving_and_is_completed(lab: Lab):
     first = in_use(lab)
+    # it would be waited for, unless a restore has interrupted it
+    with lab.service.provider_reached(), lab.service.browser(lab.service.token("alice")) as alice:
+        alice.post(f"/api/v1/jobs/{lab.before['running']}/cancel")
     new = variant(lab.wheel, lab.folder / "new", "mlaas4hep/__init__.py", "\n# a newer release\n")
     words = ["--packages", "none", "--wheel", str(new)]
     for task, switched in (
