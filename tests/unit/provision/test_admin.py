@@ -216,7 +216,6 @@ def test_every_playbook_is_a_verb_and_is_parsed(tmp_path: Path):
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 def test_options_of_a_verb_are_variables_of_its_playbook(verb: Verb):
     words = (PLAYBOOKS / f"{verb.name}.yml").read_text()
-    words += "".join((PLAYBOOKS / file).read_text() for file in re.findall(r"- (\.\./vars/\w+\.yml)$", words, re.M))
     roles = [path.read_text() for role in re.findall(r"(?:name|role): (\w+)$", words, re.M)
              for path in (REPOSITORY / "roles" / role).rglob("*.yml")]  # fmt: skip
     for option in verb.options:
