@@ -57,12 +57,11 @@ def remove(cloud: LocalCloud, platform: Platform) -> None:
 
 def traces(uid: str) -> list[str]:
     """All of this computer that bears the uid, looked up without the toolkit."""
-    processes = [path.read_bytes().decode(errors="replace") for path in readable("[0-9]*/cmdline")]
     places = [
         subprocess.run(words, capture_output=True, text=True, check=False).stdout.splitlines() for words in LISTINGS
     ]
     groups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/*{uid}*")]
-    return [line for lines in (*places, processes, groups) for line in lines if uid in line]
+    return [line for lines in (*places, command_lines(), groups) for line in lines if uid in line]
 
 
 LISTINGS = (
@@ -75,11 +74,13 @@ LISTINGS = (
 )
 
 
-def readable(pattern: str) -> Iterator[Path]:
-    for path in Path("/proc").glob(pattern):
+def command_lines() -> list[str]:
+    """Of all processes; some end meanwhile."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            path.read_bytes()
-            yield path
+            found.append(path.read_text(errors="replace"))
+    return found
 
 
 def forwarding() -> str:
