@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_two_workers_train_one_model_on_openstack(user_home: Path, openstack_clo
         two_workers_train_one_model(provision, "pair", tmp_path)
         it_becomes_smaller(provision, "pair", tmp_path)
     finally:
-        provision("delete", "pair", "--yes")
+        provision.run("delete", "pair", "--yes")
     assert listing(openstack_cloud) == before
 
 
@@ -44,4 +45,5 @@ def test_a_cluster_of_this_computer_is_looked_after_and_trains(
         two_workers_train_one_model(provision, "pair", tmp_path)
         it_becomes_smaller(provision, "pair", tmp_path)
     finally:
-        provision("delete", "pair", "--yes")
+        provision.run("delete", "pair", "--yes")
+    assert json.loads(provision("list", "--json")) == []
